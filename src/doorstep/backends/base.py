@@ -1,0 +1,99 @@
+"""What a framework's author writes: a `Backend` that loads models and a `ModelInstance` that runs them.
+
+Knows no protocol, queue, thread or process: whoever calls it decides where it runs. One instance is never called by two
+threads at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from doorstep.config.model import ModelConfig
+from doorstep.request import Batch
+from doorstep.types import Array
+
+Execution = Literal["inline", "thread", "process", "auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceContext:
+    """Everything an instance is told about itself."""
+
+    config: ModelConfig
+    version: str
+    model_directory: Path  # <repository>/<model>
+    version_directory: Path  # <repository>/<model>/<version>
+    instance_name: str = ""  # <group>_<number>
+    kind: str = "KIND_CPU"
+    device_id: int = 0
+    threads: int = 0  # how many cores this instance may count on; 0: the backend's own default
+    backend_config: Mapping[str, str] = field(default_factory=dict)  # --backend-config=<backend>,<key>=<value>
+    log: Callable[[str, str], None] | None = None  # log(level, message); level is INFO, WARNING, ERROR or VERBOSE
+
+    def artefact(self, default_filename: str) -> Path:
+        """The model's file or folder: default_model_filename from the config, or what the backend calls it."""
+        return self.version_directory / (self.config.proto.default_model_filename or default_filename)
+
+
+class ModelInstance(ABC):
+    """One executable copy of a model."""
+
+    @abstractmethod
+    def execute(self, batch: Batch) -> None:
+        """Runs `batch`: sets `batch.results[i]` to the outputs, or the error, of `batch.requests[i]`.
+
+        Also stamps `batch.input_end_ns` and `batch.output_start_ns` where it knows them. Whatever it raises fails the
+        requests that have no result yet. Outputs a request did not ask for may be left out.
+        """
+
+    def unload(self) -> None:
+        """Gives back what the instance holds. Called once, after the last execute."""
+
+
+class TensorInstance(ModelInstance):
+    """For libraries that map named arrays to named arrays: gathers a batch, calls `run` once, scatters what it returns.
+
+    (Implemented in backends/gather.py's terms; see there for what happens to requests that cannot be stacked.)
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Mapping[str, Array]:
+        """Runs the model once. `inputs` have the batch dimension first where the model batches; `outputs` names those
+        that somebody asked for. BYTES arrays hold `bytes` on the way in and may hold `str` or `bytes` on the way out."""
+
+    def execute(self, batch: Batch) -> None:
+        from doorstep.backends.gather import run_batch
+
+        run_batch(self, batch)
+
+
+class Backend(ABC):
+    """A library that runs models, found by name. One object per server; keeps no state of any one model."""
+
+    name: str
+    default_filename: str = ""  # the artefact's name inside a version's folder: model.onnx …
+    default_execution: Execution = "auto"  # where instances run unless the model's config says otherwise
+
+    def complete_config(self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext) -> None:
+        """Fills in what the config leaves out, from the model's files; `proto` is an inference.ModelConfig message.
+
+        Never overwrites what the user wrote. Raises ConfigError with every problem found. Called in the loader pool."""
+
+    @abstractmethod
+    def load_instance(self, context: InstanceContext) -> ModelInstance:
+        """Loads one copy of the model. Called in the loader pool, or in the instance's own process."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionContext:
+    """What a backend may need to complete a config."""
+
+    backend_config: Mapping[str, str] = field(default_factory=dict)
+    default_max_batch_size: int = 4  # --backend-config=default-max-batch-size=<n>

@@ -1,0 +1,74 @@
+"""ModelConfig: a completed, checked config.pbtxt in the form the request's path wants it. Reads no file, loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from doorstep.types import BY_CONFIG_NUMBER, DataType
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model, as the wire sees it."""
+
+    name: str
+    datatype: DataType
+    dims: tuple[int, ...]  # config's dims: no batch dimension; -1 is any size
+    shape: tuple[int, ...]  # what the wire carries: dims with -1 in front where the model batches
+    reshape: tuple[int, ...] | None = None  # the shape the backend wants instead of dims; () makes scalars
+    optional: bool = False
+    ragged: bool = False
+    labels: tuple[str, ...] = ()  # outputs only: the lines of label_filename
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """`proto` is the inference.ModelConfig message, complete; the rest is derived from it once, for speed."""
+
+    proto: Any
+    name: str
+    backend: str
+    max_batch_size: int  # 0: the model has no batch dimension
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    required_inputs: frozenset[str]
+    decoupled: bool = False
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def platform(self) -> str:
+        """What metadata calls `platform`: the legacy name where there is one, else the backend."""
+        return str(self.proto.platform or self.proto.backend)
+
+    @classmethod
+    def from_proto(cls, proto: Any, labels: Mapping[str, tuple[str, ...]] | None = None) -> ModelConfig:
+        """`proto` must be complete and checked (see complete.py, check.py); `labels` are per output name."""
+        batches = proto.max_batch_size > 0
+
+        def spec(tensor: Any, *, is_input: bool) -> TensorSpec:
+            dims = tuple(tensor.dims)
+            return TensorSpec(
+                name=tensor.name,
+                datatype=BY_CONFIG_NUMBER[tensor.data_type],
+                dims=dims,
+                shape=(-1, *dims) if batches and not tensor.is_shape_tensor else dims,
+                reshape=tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None,
+                optional=is_input and tensor.optional,
+                ragged=is_input and tensor.allow_ragged_batch,
+                labels=() if is_input else (labels or {}).get(tensor.name, ()),
+            )
+
+        inputs = {t.name: spec(t, is_input=True) for t in proto.input}
+        return cls(
+            proto=proto,
+            name=proto.name,
+            backend=proto.backend,
+            max_batch_size=proto.max_batch_size,
+            inputs=inputs,
+            outputs={t.name: spec(t, is_input=False) for t in proto.output},
+            required_inputs=frozenset(n for n, s in inputs.items() if not s.optional),
+            decoupled=proto.model_transaction_policy.decoupled,
+            parameters={k: v.string_value for k, v in proto.parameters.items()},
+        )

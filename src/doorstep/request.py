@@ -1,0 +1,160 @@
+"""The one internal representation of a request, its responses, and the batch they run in. Knows no protocol.
+
+Life of a request: a protocol decodes it, `InferenceServer.infer` validates it, a scheduler queues it, a worker runs it in
+a `Batch`, and its `ResponseSender` gets one response (or several, the last one final). Times are `time.monotonic_ns()`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from doorstep.errors import Cancelled, DoorstepError
+from doorstep.types import Tensor
+
+Parameter = bool | int | float | str
+
+
+class ResponseSender(Protocol):
+    """Where a request's responses go. Called on the event loop thread only."""
+
+    def send(self, response: InferenceResponse, final: bool) -> None:
+        """Takes one response; `final` is true exactly once, with the last. Never raises."""
+
+
+class InferenceRequest:
+    """One request. Touched only from the event loop, but for `inputs`, which a worker reads while it runs the batch."""
+
+    __slots__ = (
+        "cancelled",
+        "correlation_id",
+        "deadline_ns",
+        "id",
+        "inputs",
+        "model_name",
+        "model_version",
+        "on_cancel",
+        "parameters",
+        "priority",
+        "queued_ns",
+        "received_ns",
+        "requested_outputs",
+        "rows",
+        "sender",
+        "sequence_end",
+        "sequence_start",
+        "timeout_us",
+    )
+
+    def __init__(
+        self,
+        model_name: str,
+        inputs: dict[str, Tensor],
+        sender: ResponseSender,
+        *,
+        model_version: str = "",
+        id: str = "",
+        requested_outputs: tuple[str, ...] = (),
+        parameters: dict[str, Parameter] | None = None,
+        received_ns: int = 0,
+    ) -> None:
+        self.model_name = model_name
+        self.model_version = model_version  # as asked for; "" means the newest, or what the version policy prefers
+        self.id = id
+        self.inputs = inputs
+        self.requested_outputs = requested_outputs  # empty: all of the model's outputs
+        self.parameters = parameters  # custom parameters, handed to the backend
+        self.sender = sender
+        self.received_ns = received_ns or time.monotonic_ns()
+        self.rows = 1  # what it counts in a batch: its first dimension, or 1 where the model does not batch
+        self.queued_ns = 0  # when a scheduler took it
+        self.priority = 0  # 0: the model's default
+        self.timeout_us = 0  # 0: the model's default
+        self.deadline_ns = 0  # 0: none; after it nobody waits for the answer (grpc-timeout)
+        self.correlation_id: int | str = 0  # 0 and "": not part of a sequence
+        self.sequence_start = False
+        self.sequence_end = False
+        self.cancelled = False
+        self.on_cancel: Any = None  # set by whoever holds the request and can stop early; called without arguments
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more. Queues skip it; a running model is asked to stop where it can be."""
+        if not self.cancelled:
+            self.cancelled = True
+            if self.on_cancel is not None:
+                self.on_cancel()
+
+    def __repr__(self) -> str:
+        version = f":{self.model_version}" if self.model_version else ""
+        state = " cancelled" if self.cancelled else ""
+        return f"<InferenceRequest {self.id or '<id_unknown>'} for {self.model_name}{version}{state}>"
+
+
+class InferenceResponse:
+    """One response: outputs, or an error. `model_version` is the version that answered."""
+
+    __slots__ = ("error", "id", "model_name", "model_version", "outputs", "parameters")
+
+    def __init__(
+        self,
+        model_name: str,
+        model_version: str,
+        id: str,
+        outputs: Sequence[Tensor] = (),
+        error: DoorstepError | None = None,
+        parameters: dict[str, Parameter] | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.model_version = model_version
+        self.id = id
+        self.outputs = outputs
+        self.error = error
+        self.parameters = parameters
+
+    def __repr__(self) -> str:
+        what = f"error {self.error.code.value}" if self.error else f"{len(self.outputs)} outputs"
+        return f"<InferenceResponse {self.id or '<id_unknown>'} of {self.model_name}:{self.model_version} {what}>"
+
+
+Result = Sequence[Tensor] | DoorstepError | None
+
+
+class Batch:
+    """Requests that run together, and what came of each.
+
+    The scheduler makes it; on the way to a worker it belongs to the worker; with `done` it comes back. `results[i]` is for
+    `requests[i]`: its outputs, its own error, or None while it has neither. An exception out of `execute` fails those
+    that have no result yet.
+    """
+
+    __slots__ = (
+        "compute_end_ns",
+        "compute_start_ns",
+        "input_end_ns",
+        "output_start_ns",
+        "requests",
+        "results",
+        "rows",
+    )
+
+    def __init__(self, requests: list[InferenceRequest], rows: int) -> None:
+        self.requests = requests
+        self.rows = rows  # the sum of the requests' rows
+        self.results: list[Result] = [None] * len(requests)
+        self.compute_start_ns = 0  # the worker took it
+        self.input_end_ns = 0  # inputs are gathered; the model starts
+        self.output_start_ns = 0  # the model is done; outputs are being scattered
+        self.compute_end_ns = 0
+
+    def fail(self, error: DoorstepError) -> None:
+        """Gives `error` to every request that has no result yet."""
+        self.results = [error if result is None else result for result in self.results]
+
+
+def error_response(request: InferenceRequest, error: DoorstepError, version: str = "") -> InferenceResponse:
+    return InferenceResponse(request.model_name, version or request.model_version, request.id, error=error)
+
+
+def cancelled_error() -> Cancelled:
+    return Cancelled("request has been cancelled")

@@ -1,0 +1,137 @@
+"""Counts and nanoseconds per model version. The one source for the V2 statistics and for /metrics. Knows neither."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+
+from doorstep.errors import FailureReason
+
+# Seconds; the same for every duration so that quantiles of phases can be compared.
+DURATION_BUCKETS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Histogram:
+    """Cumulative-free bucket counts over fixed, ascending upper bounds; the last bucket has none."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total: float = 0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+_DURATION_BUCKETS_NS = tuple(int(s * 1e9) for s in DURATION_BUCKETS_S)
+
+
+class BatchStatistics:
+    """What batches of one size cost: their number and the nanoseconds of each phase."""
+
+    __slots__ = ("compute_infer_ns", "compute_input_ns", "compute_output_ns", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.compute_input_ns = 0
+        self.compute_infer_ns = 0
+        self.compute_output_ns = 0
+
+
+class ModelStatistics:
+    """Numbers of one model version. Written only from the event loop, read from anywhere.
+
+    Durations follow Triton's meaning: `queue` and `compute_*` count each successful request, with the batch's time
+    counted for every request that ran in it; `inference_count` counts rows, `execution_count` batches.
+    """
+
+    __slots__ = (
+        "batches",
+        "cache_hit_count",
+        "cache_hit_ns",
+        "cache_miss_count",
+        "cache_miss_ns",
+        "compute_count",
+        "compute_infer_ns",
+        "compute_input_ns",
+        "compute_output_ns",
+        "execution_count",
+        "fail_count",
+        "fail_ns",
+        "failures",
+        "inference_count",
+        "last_inference_ms",
+        "load_seconds",
+        "queue_ns",
+        "success_count",
+        "success_ns",
+        "time_batch_size",
+        "time_compute_ns",
+        "time_queue_ns",
+        "time_request_ns",
+        "worker_restarts",
+    )
+
+    def __init__(self) -> None:
+        self.success_count = 0
+        self.success_ns = 0
+        self.fail_count = 0
+        self.fail_ns = 0
+        self.failures = dict.fromkeys(FailureReason, 0)
+        self.queue_ns = 0
+        self.compute_count = 0
+        self.compute_input_ns = 0
+        self.compute_infer_ns = 0
+        self.compute_output_ns = 0
+        self.cache_hit_count = 0
+        self.cache_hit_ns = 0
+        self.cache_miss_count = 0
+        self.cache_miss_ns = 0
+        self.inference_count = 0
+        self.execution_count = 0
+        self.last_inference_ms = 0  # since the epoch; 0: never
+        self.batches: dict[int, BatchStatistics] = {}
+        self.load_seconds = 0.0
+        self.worker_restarts = 0
+        self.time_request_ns = Histogram(_DURATION_BUCKETS_NS)
+        self.time_queue_ns = Histogram(_DURATION_BUCKETS_NS)
+        self.time_compute_ns = Histogram(_DURATION_BUCKETS_NS)
+        self.time_batch_size = Histogram(BATCH_SIZE_BUCKETS)
+
+    def record_batch(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """One execution of `rows` rows. Called once per batch, before its requests are recorded."""
+        self.execution_count += 1
+        self.inference_count += rows
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        batch = self.batches.get(rows)
+        if batch is None:
+            batch = self.batches[rows] = BatchStatistics()
+        batch.count += 1
+        batch.compute_input_ns += input_ns
+        batch.compute_infer_ns += infer_ns
+        batch.compute_output_ns += output_ns
+        self.time_compute_ns.observe(input_ns + infer_ns + output_ns)
+        self.time_batch_size.observe(rows)
+
+    def record_success(self, total_ns: int, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """One request answered by an execution."""
+        self.success_count += 1
+        self.success_ns += total_ns
+        self.queue_ns += queue_ns
+        self.compute_count += 1
+        self.compute_input_ns += input_ns
+        self.compute_infer_ns += infer_ns
+        self.compute_output_ns += output_ns
+        self.time_request_ns.observe(total_ns)
+        self.time_queue_ns.observe(queue_ns)
+
+    def record_failure(self, total_ns: int, reason: FailureReason) -> None:
+        self.fail_count += 1
+        self.fail_ns += total_ns
+        self.failures[reason] += 1
