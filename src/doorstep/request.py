@@ -7,7 +7,7 @@ a `Batch`, and its `ResponseSender` gets one response (or several, the last one 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from doorstep.errors import Cancelled, DoorstepError
@@ -27,6 +27,7 @@ class InferenceRequest:
     """One request. Touched only from the event loop, but for `inputs`, which a worker reads while it runs the batch."""
 
     __slots__ = (
+        "batch_key",
         "cancelled",
         "correlation_id",
         "deadline_ns",
@@ -68,6 +69,7 @@ class InferenceRequest:
         self.sender = sender
         self.received_ns = received_ns or time.monotonic_ns()
         self.rows = 1  # what it counts in a batch: its first dimension, or 1 where the model does not batch
+        self.batch_key: object = None  # only requests with equal keys can be stacked
         self.queued_ns = 0  # when a scheduler took it
         self.priority = 0  # 0: the model's default
         self.timeout_us = 0  # 0: the model's default
@@ -76,14 +78,14 @@ class InferenceRequest:
         self.sequence_start = False
         self.sequence_end = False
         self.cancelled = False
-        self.on_cancel: Any = None  # set by whoever holds the request and can stop early; called without arguments
+        self.on_cancel: Callable[[InferenceRequest], None] | None = None  # set by whoever holds it and can stop early
 
     def cancel(self) -> None:
         """Nobody wants the answer any more. Queues skip it; a running model is asked to stop where it can be."""
         if not self.cancelled:
             self.cancelled = True
             if self.on_cancel is not None:
-                self.on_cancel()
+                self.on_cancel(self)
 
     def __repr__(self) -> str:
         version = f":{self.model_version}" if self.model_version else ""
@@ -136,12 +138,14 @@ class Batch:
         "requests",
         "results",
         "rows",
+        "worker",
     )
 
     def __init__(self, requests: list[InferenceRequest], rows: int) -> None:
         self.requests = requests
         self.rows = rows  # the sum of the requests' rows
         self.results: list[Result] = [None] * len(requests)
+        self.worker: Any = None  # the scheduler's note of where it runs
         self.compute_start_ns = 0  # the worker took it
         self.input_end_ns = 0  # inputs are gathered; the model starts
         self.output_start_ns = 0  # the model is done; outputs are being scattered

@@ -34,6 +34,8 @@ class ModelConfig:
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     required_inputs: frozenset[str]
+    output_names: tuple[str, ...] = ()
+    has_reshape: bool = False  # some input wants another shape than the wire's
     decoupled: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,13 +63,16 @@ class ModelConfig:
             )
 
         inputs = {t.name: spec(t, is_input=True) for t in proto.input}
+        outputs = {t.name: spec(t, is_input=False) for t in proto.output}
         return cls(
             proto=proto,
             name=proto.name,
             backend=proto.backend,
             max_batch_size=proto.max_batch_size,
             inputs=inputs,
-            outputs={t.name: spec(t, is_input=False) for t in proto.output},
+            outputs=outputs,
+            output_names=tuple(outputs),
+            has_reshape=any(s.reshape is not None for s in inputs.values()),
             required_inputs=frozenset(n for n, s in inputs.items() if not s.optional),
             decoupled=proto.model_transaction_policy.decoupled,
             parameters={k: v.string_value for k, v in proto.parameters.items()},

@@ -24,3 +24,6 @@ class Scheduler(Protocol):
 
     def stop(self) -> None:
         """Refuses new requests; those taken are still answered."""
+
+    def close(self) -> None:
+        """Lets go of timers. On the loop, after the last answer."""

@@ -1,0 +1,41 @@
+"""Runs an instance on the event loop: for a model whose batch costs less than handing it to a thread would.
+
+Knows no queue. A model that turns out slow holds up every connection, so the worker watches the time and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from doorstep.backends.base import ModelInstance
+from doorstep.request import Batch
+from doorstep.workers.base import Done
+from doorstep.workers.execute import execute
+
+SLOW_NS = 1_000_000  # the loop's owner rule: nothing on it takes over a millisecond
+SLOW_BATCHES = 3  # in a row; one may be the machine's hiccup
+
+
+class InlineWorker:
+    """Touched only from the event loop."""
+
+    execution = "inline"
+
+    def __init__(self, name: str, instance: ModelInstance, on_slow: Callable[[InlineWorker], None] | None = None) -> None:
+        self.name = name
+        self.instance = instance
+        self._on_slow = on_slow
+        self._slow_count = 0
+
+    def submit(self, batch: Batch, done: Done) -> None:
+        execute(self.instance, batch, self.name)
+        if batch.compute_end_ns - batch.compute_start_ns > SLOW_NS:
+            self._slow_count += 1
+        else:
+            self._slow_count = 0
+        done(batch)
+        if self._slow_count >= SLOW_BATCHES and self._on_slow is not None:
+            on_slow, self._on_slow = self._on_slow, None
+            on_slow(self)
+
+    def close(self) -> None:
+        self.instance.unload()

@@ -1,0 +1,44 @@
+"""Runs an instance in a thread of its own, so that the event loop goes on while the library computes. Knows no queue.
+
+The thread owns the instance and its current batch; the loop is woken once per batch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from queue import SimpleQueue
+
+from doorstep.backends.base import ModelInstance
+from doorstep.request import Batch
+from doorstep.workers.base import Done
+from doorstep.workers.execute import execute
+
+
+class ThreadWorker:
+    execution = "thread"
+
+    def __init__(self, name: str, instance: ModelInstance, loop: asyncio.AbstractEventLoop) -> None:
+        self.name = name
+        self.instance = instance
+        self._loop = loop
+        self._work: SimpleQueue[tuple[Batch, Done] | None] = SimpleQueue()
+        # A daemon, so that a library that never returns cannot keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=f"doorstep-{name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, batch: Batch, done: Done) -> None:
+        self._work.put((batch, done))
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+        self.instance.unload()
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            batch, done = item
+            execute(self.instance, batch, self.name)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                self._loop.call_soon_threadsafe(done, batch)
+            del item, batch, done  # a waiting thread must not keep the last batch's tensors alive
