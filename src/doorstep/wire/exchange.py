@@ -1,4 +1,4 @@
-"""One HTTP exchange as an endpoint sees it, the same over HTTP/1.1 and HTTP/2. Knows no model and no protocol above HTTP.
+"""One HTTP exchange as an endpoint sees it, the same over HTTP/1.1 and HTTP/2. Knows no model, nothing above HTTP.
 
 An endpoint is a plain function of an `Exchange`. It answers at once or later, exactly once: with `respond`, or with
 `start`, any number of `write`, and `end`.
@@ -20,6 +20,7 @@ class Exchange(ABC):
     __slots__ = (
         "body",
         "connection",
+        "ended",
         "headers",
         "method",
         "on_body",
@@ -29,6 +30,8 @@ class Exchange(ABC):
         "path",
         "query",
         "received_ns",
+        "route",
+        "started",
         "state",
     )
 
@@ -36,10 +39,13 @@ class Exchange(ABC):
     path: str  # as sent, percent-encoded, without the query
     query: str  # as sent, without the '?'
     headers: Mapping[bytes, bytes]  # names in lower case; repeated fields joined with ", "
-    params: Mapping[str, str]  # what the router found in the path, decoded
+    params: Mapping[str, str]  # what the router found in the path, decoded; shared between requests: not to be changed
+    route: str  # the pattern that matched, "/v2/models/{name}/infer"; "" where none did. For gates, logs and metrics
     body: Buffer  # whole and decompressed; b"" for a streaming endpoint
     received_ns: int  # monotonic; when the head of the request was complete
     state: Any  # the endpoint's own; the wire never looks at it
+    started: bool  # the answer has begun: `respond` or `start` was called
+    ended: bool  # the answer is complete, or never will be
     connection: ConnectionInfo
     on_disconnect: Callable[[], None] | None  # the client is gone before the answer was complete; called at most once
     on_drain: Callable[[], None] | None  # after `write` returned False: there is room again
