@@ -81,7 +81,9 @@ class Backend(ABC):
     default_filename: str = ""  # the artefact's name inside a version's folder: model.onnx …
     default_execution: Execution = "auto"  # where instances run unless the model's config says otherwise
 
-    def complete_config(self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext) -> None:
+    def complete_config(
+        self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext
+    ) -> None:
         """Fills in what the config leaves out, from the model's files; `proto` is an inference.ModelConfig message.
 
         Never overwrites what the user wrote. Raises ConfigError with every problem found. Called in the loader pool."""
@@ -89,6 +91,10 @@ class Backend(ABC):
     @abstractmethod
     def load_instance(self, context: InstanceContext) -> ModelInstance:
         """Loads one copy of the model. Called in the loader pool, or in the instance's own process."""
+
+    def may_run_inline(self, context: InstanceContext) -> bool:
+        """Whether `execution: auto` should try this model on the event loop, and measure. Cheap; loads nothing."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)

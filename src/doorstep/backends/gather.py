@@ -30,9 +30,7 @@ def run_batch(instance: TensorInstance, batch: Batch) -> None:
     if len(requests) == 1:
         inputs = {name: tensor.array for name, tensor in first.inputs.items()}
     else:
-        inputs = {
-            name: np.concatenate([request.inputs[name].array for request in requests]) for name in first.inputs
-        }
+        inputs = {name: np.concatenate([request.inputs[name].array for request in requests]) for name in first.inputs}
     if config.has_reshape:
         inputs = {name: _to_backend(array, config.inputs[name]) for name, array in inputs.items()}
     batch.input_end_ns = time.monotonic_ns()
@@ -88,7 +86,7 @@ def _checked(name: str, outputs: Mapping[str, Array], config: ModelConfig) -> Te
     if array is None:
         raise BackendError(f"model '{config.name}' returned no output '{name}'")
     if spec.datatype is BYTES:
-        array = np.asarray(array, dtype=np.object_)
+        array = _as_bytes(array)
     elif array.dtype != spec.datatype.numpy:
         raise BackendError(
             f"output '{name}' of model '{config.name}' is {array.dtype}, but its config says {spec.datatype.config_name}"
@@ -99,3 +97,13 @@ def _checked(name: str, outputs: Mapping[str, Array], config: ModelConfig) -> Te
         if -1 not in dims or dims.count(-1) == 1:
             array = array.reshape(lead + dims)
     return Tensor(name, spec.datatype, array)
+
+
+def _as_bytes(array: Array) -> Array:
+    """A BYTES tensor as the rest of the server knows it: an object array of `bytes`."""
+    flat = np.asarray(array, dtype=np.object_)
+    if flat.size and all(type(value) is bytes for value in flat.flat):
+        return flat
+    result = np.empty(flat.shape, dtype=np.object_)
+    result.flat = [value if type(value) is bytes else str(value).encode() for value in flat.flat]
+    return result

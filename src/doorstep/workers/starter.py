@@ -1,0 +1,108 @@
+"""Decides where a model's instances run (inline, thread, process; measured for `auto`) and starts them there.
+
+Knows backends and workers; no queue and no protocol. Runs in the loader pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from doorstep.backends.base import Backend, InstanceContext
+from doorstep.errors import ConfigError, Problem
+from doorstep.workers.base import Worker
+from doorstep.workers.inline import InlineWorker
+from doorstep.workers.process import start_process_worker
+from doorstep.workers.sample import measure_ns
+from doorstep.workers.thread import ThreadWorker
+
+logger = logging.getLogger("doorstep.model")
+
+INLINE_NS = 200_000  # a largest batch that takes longer does not run on the event loop
+EXECUTIONS = ("inline", "thread", "process", "auto")
+
+
+class InstanceStarter:
+    """Starts all instances of one model version."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        context: InstanceContext,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        on_restart: Callable[[], None],
+        on_slow: Callable[[InlineWorker], None],
+    ) -> None:
+        self._backend = backend
+        self._context = context
+        self._loop = loop
+        self._on_restart = on_restart
+        self._on_slow = on_slow
+
+    def start(self) -> tuple[list[Worker], str]:
+        """The workers, ready, and where they run. On an error those already started are closed again."""
+        contexts = list(self._contexts())
+        execution = self._context.config.parameters.get("execution", "") or self._backend.default_execution
+        if execution not in EXECUTIONS:
+            problem = Problem("parameters['execution']", f"is '{execution}'", f"use one of {', '.join(EXECUTIONS)}")
+            raise ConfigError(self._context.config.name, [problem])
+        if execution == "auto":
+            inline = self._try_inline(contexts[0]) if len(contexts) == 1 else None
+            if inline is not None:
+                return [inline], "inline"
+            execution = "thread"
+        workers: list[Worker] = []
+        try:
+            for context in contexts:
+                workers.append(self._start_one(execution, context))
+        except BaseException:
+            for worker in workers:
+                worker.close()
+            raise
+        return workers, execution
+
+    def _contexts(self) -> Iterator[InstanceContext]:
+        """One for each instance, named as Triton names them: <group>_<number>."""
+        groups = self._context.config.proto.instance_group
+        threads = max(len(os.sched_getaffinity(0)) // max(sum(group.count for group in groups), 1), 1)
+        for group in groups:
+            for number in range(group.count):
+                yield replace(
+                    self._context,
+                    instance_name=f"{group.name}_{number}",
+                    kind=_kind_name(group),
+                    device_id=group.gpus[number % len(group.gpus)] if group.gpus else 0,
+                    threads=threads,
+                )
+
+    def _start_one(self, execution: str, context: InstanceContext) -> Worker:
+        if execution == "process":
+            return start_process_worker(context, self._backend.name, loop=self._loop, on_restart=self._on_restart)
+        if execution == "inline":
+            instance = self._backend.load_instance(replace(context, threads=1))
+            return InlineWorker(context.instance_name, instance, self._on_slow)
+        return ThreadWorker(context.instance_name, self._backend.load_instance(context), self._loop)
+
+    def _try_inline(self, context: InstanceContext) -> Worker | None:
+        """An inline worker if the model is fast enough for the event loop, measured on zeros at its largest batch."""
+        if not self._backend.may_run_inline(context):
+            return None
+        instance = self._backend.load_instance(replace(context, threads=1))
+        took_ns = measure_ns(instance, context.config)
+        if took_ns is not None and took_ns <= INLINE_NS:
+            logger.info("%s: runs inline: its largest batch took %d µs", context.instance_name, took_ns // 1000)
+            return InlineWorker(context.instance_name, instance, self._on_slow)
+        instance.unload()
+        why = "zeros cannot be run through it" if took_ns is None else f"its largest batch took {took_ns // 1000} µs"
+        logger.info("%s: runs in a thread: %s", context.instance_name, why)
+        return None
+
+
+def _kind_name(group: Any) -> str:
+    name: str = group.Kind.Name(group.kind)
+    return "KIND_CPU" if name == "KIND_AUTO" else name
