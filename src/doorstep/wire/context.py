@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from doorstep.wire.exchange import ConnectionInfo, Exchange, Gate
+from doorstep.wire.http2_settings import Http2Settings
 from doorstep.wire.limits import WireLimits
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ListenerContext:
         "draining",
         "gates",
         "held_bytes",
+        "http2",
         "limits",
         "name",
         "now_ns",
@@ -71,11 +73,13 @@ class ListenerContext:
         *,
         gates: list[Gate] | None = None,
         on_access: AccessHook | None = None,
+        http2: Http2Settings | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.name = name  # "http", "grpc", "metrics"
         self.router = router
         self.limits = limits or WireLimits()
+        self.http2 = http2 or Http2Settings()
         self.gates: list[Gate] = gates if gates is not None else []  # in order; run before every endpoint, 404 and 405
         self.on_access = on_access
         self.clock = clock
