@@ -26,6 +26,12 @@ def message(full_name: str) -> Any:
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
 
 
+def is_repeated(field: Any) -> bool:
+    """Whether a field holds a list or a map. protobuf before 6.31 says so by another name, which later ones warn of."""
+    found = getattr(field, "is_repeated", None)
+    return bool(field.label == field.LABEL_REPEATED if found is None else found)
+
+
 def __getattr__(name: str) -> Any:
     """`proto.ModelInferRequest` is short for `message("inference.ModelInferRequest")`."""
     if name.startswith("_"):

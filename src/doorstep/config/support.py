@@ -1,0 +1,110 @@
+"""What this version does not do of what a config can ask: refused where the answers would be wrong, else noted in the log.
+
+Two tables, meant to shrink. Knows no file and no backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from doorstep.errors import Problem
+from doorstep.proto import is_repeated
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A field that is set, or for numbers greater than `above`. In `path`, lists are looked at item by item."""
+
+    path: str
+    why: str
+    above: int = 0
+
+
+# A model that needs one of these does not load: run without it, it would answer wrongly.
+REFUSED = (
+    Missing("sequence_batching", "sequence batching is not supported yet"),
+    Missing("ensemble_scheduling", "ensembles are not supported yet"),
+    Missing("model_transaction_policy.decoupled", "decoupled models are not supported yet"),
+    Missing("batch_input", "ragged batching is not supported yet"),
+    Missing("batch_output", "ragged batching is not supported yet"),
+    Missing("input.allow_ragged_batch", "ragged batching is not supported yet"),
+    Missing("dynamic_batching.priority_levels", "request priorities are not supported yet", above=1),
+    Missing("dynamic_batching.priority_queue_policy", "request priorities are not supported yet"),
+    Missing("dynamic_batching.default_queue_policy.timeout_action", "the action DELAY is not supported yet; REJECT is"),
+    Missing("model_repository_agents", "repository agents are not supported yet, so nothing would be verified"),
+    Missing("model_operations", "custom operator libraries are not supported yet"),
+    Missing("runtime", "a runtime of the model's own is not supported yet"),
+)
+
+# These change how fast a model answers, or on what, never what it answers.
+WITHOUT_EFFECT = (
+    Missing("optimization.priority", "instances have no priorities"),
+    Missing("optimization.cuda", "CUDA graphs are not used"),
+    Missing("optimization.gather_kernel_buffer_threshold", "inputs are gathered on the CPU"),
+    Missing("optimization.eager_batching", "batches are gathered when they run"),
+    Missing("instance_group.rate_limiter", "there is no rate limiter"),
+    Missing("instance_group.secondary_devices", "there are no secondary devices"),
+    Missing("instance_group.host_policy", "there are no host policies"),
+    Missing("instance_group.passive", "there are no passive instances; this one serves"),
+    Missing("instance_group.profile", "profiles belong to TensorRT"),
+    Missing("cc_model_filenames", "default_model_filename is used on every GPU"),
+    Missing("input.format", "the layout is the client's and the model's business; nothing is transposed"),
+    Missing("response_cache", "there is no response cache"),
+    Missing("model_metrics", "histograms have fixed buckets"),
+    Missing("metric_tags", "metrics have no labels of the model's own"),
+)
+
+
+def unsupported(proto: Any) -> list[Problem]:
+    """Why a model with this config cannot be served by this version; empty if it can."""
+    name = proto.name
+    return [
+        Problem(path, f"model '{name}' cannot be loaded: {missing.why}", "take it out, or serve this model elsewhere")
+        for missing in REFUSED
+        for path in _set_paths(proto, missing)
+    ]
+
+
+def fields_without_meaning(proto: Any) -> list[str]:
+    """One line for the log per field that the user set and this version does not act upon. `proto` as written."""
+    lines = [
+        f"{path} has no effect: {missing.why}" for missing in WITHOUT_EFFECT for path in _set_paths(proto, missing)
+    ]
+    if proto.HasField("dynamic_batching") and proto.max_batch_size == 0 and (proto.input or proto.output):
+        lines.append(
+            "dynamic_batching has no effect: max_batch_size is 0, so the model's tensors have no batch dimension"
+        )
+    return lines
+
+
+def _set_paths(proto: Any, missing: Missing) -> Iterator[str]:
+    first, _, rest = missing.path.partition(".")
+    yield from _walk(proto, first, rest, "", missing.above)
+
+
+def _walk(message: Any, name: str, rest: str, prefix: str, above: int) -> Iterator[str]:
+    field = message.DESCRIPTOR.fields_by_name[name]
+    value = getattr(message, name)
+    path = f"{prefix}{name}"
+    if not rest:
+        is_set = bool(value) if is_repeated(field) else _is_set(message, name, value, above)
+        if is_set:
+            yield path
+        return
+    first, _, rest = rest.partition(".")
+    if is_repeated(field):
+        for i, item in enumerate(value):
+            yield from _walk(item, first, rest, f"{path}[{i}].", above)
+    elif message.HasField(name):
+        yield from _walk(value, first, rest, f"{path}.", above)
+
+
+def _is_set(message: Any, name: str, value: Any, above: int) -> bool:
+    if isinstance(value, Message):
+        # `response_cache { enable: false }` asks for nothing; `sequence_batching {}` does
+        return bool(message.HasField(name)) and not (name == "response_cache" and not value.enable)
+    return value > above if isinstance(value, int) else bool(value)
