@@ -149,7 +149,7 @@ def _check_rest(proto: Any) -> Iterator[Problem]:
             fix = suggest(value, list(EXECUTIONS)) or f"one of {', '.join(EXECUTIONS)}"
             yield Problem('parameters["execution"]', f"unknown execution '{value}' for {proto.name}", fix)
     if proto.default_model_filename and not _stays_inside(proto.default_model_filename):
-        what = f"default_model_filename '{proto.default_model_filename}' of {proto.name} is outside the version's directory"
+        what = f"default_model_filename '{proto.default_model_filename}' of {proto.name} is outside its directory"
         yield Problem("default_model_filename", what, "name a file in the version's directory")
     for i, control in enumerate(proto.model_metrics.metric_control):
         where = f"model_metrics.metric_control[{i}]"

@@ -54,7 +54,10 @@ def _check_steps(proto: Any) -> Iterator[Problem]:
                 yield Problem(where, f"must specify '{field}' in step {i} of ensemble '{proto.name}'")
         for tensor in step.output_map.values():
             if tensor in written:
-                what = f"ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{proto.name}' step {i}"
+                what = (
+                    f"ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{proto.name}' "
+                    f"step {i}"
+                )
                 yield Problem(f"{where}.output_map", what)
             written.add(tensor)
 

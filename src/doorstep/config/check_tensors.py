@@ -69,7 +69,7 @@ def _check_dims(io: Any, named: str, where: str, proto: Any) -> Iterator[Problem
     shape = io.reshape.shape
     if not shape and proto.max_batch_size == 0:
         what = f"{named}cannot have empty reshape for non-batching model as scalar tensors are not supported"
-        # A non-batching model with a real scalar is common in ONNX files, and completion writes this form for it.
+        # dims [1] with an empty reshape is how completion writes an ONNX model's scalar, which can be served.
         if list(io.dims) != [1]:
             yield Problem(f"{where}.reshape", what, "give dims: [ 1 ] with an empty reshape, for a scalar")
             return

@@ -24,7 +24,8 @@ def read_labels(proto: Any, model_directory: Path) -> tuple[dict[str, tuple[str,
         shown = f"{model_directory.name}/{output.label_filename}"
         path = (model_directory / output.label_filename).resolve()
         if not path.is_relative_to(root):
-            what = f"label file path '{shown}' for output '{output.name}' in model '{proto.name}' is outside model directory"
+            whose = f"output '{output.name}' in model '{proto.name}'"
+            what = f"label file path '{shown}' for {whose} is outside model directory"
             problems.append(Problem(where, what, "put the file beside config.pbtxt"))
             continue
         try:

@@ -118,7 +118,7 @@ def locate(problems: Sequence[Problem], model_directory: Path, written: Any, con
 
 
 def _placed(field_path: str, file: str, positions: Survey) -> str:
-    if "/" in field_path.split("[")[0]:
+    if "/" in field_path.split("[", maxsplit=1)[0]:
         return field_path  # already a file
     at = positions.position(field_path)
     return f"{file}:{at[0]}:{at[1]} {field_path}" if at else f"{file} {field_path}"

@@ -1,4 +1,4 @@
-"""ModelConfig: a completed, checked config.pbtxt in the form the request's path wants it. Reads no file, loads no model."""
+"""ModelConfig: a complete, checked config.pbtxt in the form the request's path wants it. Reads no file, no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this version does not do of what a config can ask: refused where the answers would be wrong, else noted in the log.
+"""What this version does not do of what a config can ask: refused where answers would be wrong, else noted in the log.
 
 Two tables, meant to shrink. Knows no file and no backend.
 """
