@@ -50,7 +50,7 @@ class ModelInstance(ABC):
         requests that have no result yet. Outputs a request did not ask for may be left out.
         """
 
-    def unload(self) -> None:
+    def unload(self) -> None:  # noqa: B027 (many have nothing to give back)
         """Gives back what the instance holds. Called once, after the last execute."""
 
 
@@ -65,8 +65,8 @@ class TensorInstance(ModelInstance):
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Mapping[str, Array]:
-        """Runs the model once. `inputs` have the batch dimension first where the model batches; `outputs` names those
-        that somebody asked for. BYTES arrays hold `bytes` on the way in and may hold `str` or `bytes` on the way out."""
+        """Runs the model once. `inputs` have the batch dimension first where the model batches; `outputs` names what
+        somebody asked for. BYTES arrays hold `bytes` on the way in and may hold `str` or `bytes` on the way out."""
 
     def execute(self, batch: Batch) -> None:
         from doorstep.backends.gather import run_batch
@@ -81,7 +81,7 @@ class Backend(ABC):
     default_filename: str = ""  # the artefact's name inside a version's folder: model.onnx …
     default_execution: Execution = "auto"  # where instances run unless the model's config says otherwise
 
-    def complete_config(
+    def complete_config(  # noqa: B027 (a backend that wants its config whole leaves it out)
         self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext
     ) -> None:
         """Fills in what the config leaves out, from the model's files; `proto` is an inference.ModelConfig message.

@@ -89,7 +89,7 @@ def _checked(name: str, outputs: Mapping[str, Array], config: ModelConfig) -> Te
         array = _as_bytes(array)
     elif array.dtype != spec.datatype.numpy:
         raise BackendError(
-            f"output '{name}' of model '{config.name}' is {array.dtype}, but its config says {spec.datatype.config_name}"
+            f"output '{name}' of model '{config.name}' is {array.dtype}, not the config's {spec.datatype.config_name}"
         )
     if spec.reshape is not None:
         lead = array.shape[:1] if len(spec.shape) > len(spec.dims) else ()

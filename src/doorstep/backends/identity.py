@@ -34,7 +34,7 @@ class IdentityBackend(Backend):
             problems.append(
                 Problem(
                     "output",
-                    f"backend 'identity' needs one output for each input: {len(proto.input)} in, {len(proto.output)} out",
+                    f"backend 'identity' needs one output per input: {len(proto.input)} in, {len(proto.output)} out",
                 )
             )
         else:

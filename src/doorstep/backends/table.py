@@ -1,4 +1,4 @@
-"""Finds a backend by name: ours in one table, others by the entry-point group `doorstep.backends`. Imports none of them.
+"""Finds a backend by name: ours in one table, others by the entry-point group `doorstep.backends`. Runs none of them.
 
 A backend's library is imported when the first model needs it, so that starting costs only what is used.
 """
@@ -28,7 +28,7 @@ def backend_names() -> list[str]:
 
 
 def find_backend(name: str) -> Backend:
-    """The one object of that backend. Raises InvalidArgument for an unknown name, Internal if its library is missing."""
+    """The one object of that backend. Raises InvalidArgument for an unknown name, Internal for a missing library."""
     found = _loaded.get(name)
     if found is None:
         found = _loaded[name] = _load(name)

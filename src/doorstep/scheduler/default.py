@@ -1,4 +1,4 @@
-"""The scheduler of a model that does not ask for batching: every request runs alone, in order. Knows what dynamic.py knows."""
+"""The scheduler of a model that does not ask for batching: each request runs alone. Knows what dynamic.py knows."""
 
 from __future__ import annotations
 

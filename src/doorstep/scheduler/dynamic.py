@@ -1,7 +1,7 @@
 """Queues a model's requests and hands them to its workers in batches. Knows no protocol, no library and no tensor.
 
-`plan` decides; this file acts: it keeps the queue, the idle workers and one timer, and answers requests when their batch
-comes back. All of it is touched only from the event loop, so there is no lock.
+`plan` decides; this file acts: it keeps the queue, the idle workers and one timer, and answers requests when their
+batch comes back. All of it is touched only from the event loop, so there is no lock.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DynamicBatchScheduler:
         policy: BatchPolicy,
         *,
         loop: asyncio.AbstractEventLoop,
-        queue_policy: QueuePolicy = QueuePolicy(),  # noqa: B008 (frozen)
+        queue_policy: QueuePolicy = QueuePolicy(),
         preserve_ordering: bool = False,
         key_of: Callable[[InferenceRequest], object] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -66,6 +66,7 @@ class DynamicBatchScheduler:
         self._pumping = False
         self._alarm = Alarm(loop, self._on_alarm)  # at the earliest time anything has to be looked at
         self._stopping = False
+        self._empty: asyncio.Future[None] | None = None  # somebody waits for the last answer
         # With one worker batches end in the order they began, so order needs no help.
         self._in_order: deque[_Answer] | None = deque() if preserve_ordering and len(workers) > 1 else None
         self._on_cancel = self._cancel
@@ -91,9 +92,7 @@ class DynamicBatchScheduler:
 
     def enqueue(self, request: InferenceRequest) -> None:
         if self._stopping:
-            raise QueueRejected(
-                "Server is stopping, scheduler for model has stopped accepting new inference requests"
-            )
+            raise QueueRejected("Server is stopping, scheduler for model has stopped accepting new inference requests")
         limit = self._queue_policy.max_size
         if limit and self.queued_count >= limit:
             raise QueueRejected("Exceeds maximum queue size")
@@ -113,6 +112,13 @@ class DynamicBatchScheduler:
 
     def stop(self) -> None:
         self._stopping = True
+
+    async def drained(self) -> None:
+        """Returns when nothing is queued and nothing runs."""
+        while self.inflight_count:
+            if self._empty is None:
+                self._empty = self._loop.create_future()
+            await self._empty
 
     def close(self) -> None:
         """After the last answer."""
@@ -182,13 +188,19 @@ class DynamicBatchScheduler:
             if not executed:
                 executed = True
                 stats.record_batch(batch.rows, input_ns, infer_ns, output_ns)
-            stats.record_success(end_ns - request.received_ns, start_ns - request.queued_ns, input_ns, infer_ns, output_ns)
+            stats.record_success(
+                end_ns - request.received_ns, start_ns - request.queued_ns, input_ns, infer_ns, output_ns
+            )
             response = InferenceResponse(self._name, self._version, request.id, result)
             if self._in_order is None:
                 request.on_cancel = None
                 request.sender.send(response, True)
             else:
                 self._answer_in_order(request, response)
+        if self._in_order is not None:
+            self._send_in_order()
+        if self._empty is not None:
+            self._tell_empty()
 
     # Ends other than an answer from the model
 
@@ -196,25 +208,27 @@ class DynamicBatchScheduler:
         error = response.error
         if error is not None:
             self._stats.record_failure(self._clock() - request.received_ns, error.reason)
-        if self._in_order is None or request.cancelled:
+        if self._in_order is None:
             request.on_cancel = None
             request.sender.send(response, True)
         else:
             self._answer_in_order(request, response)
 
     def _answer_in_order(self, request: InferenceRequest, response: InferenceResponse) -> None:
-        order = self._in_order
-        assert order is not None
-        for answer in order:
+        """Notes the answer at its place; `_send_in_order` sends what has become due."""
+        assert self._in_order is not None
+        for answer in self._in_order:
             if answer.request is request:
                 answer.response = response
-                break
+                return
+
+    def _send_in_order(self) -> None:
+        order = self._in_order
         while order and (order[0].response is not None or order[0].request.cancelled):
-            ready = order.popleft()
-            if not ready.request.cancelled:
-                assert ready.response is not None
-                ready.request.on_cancel = None
-                ready.request.sender.send(ready.response, True)
+            answer = order.popleft()
+            if answer.response is not None and not answer.request.cancelled:
+                answer.request.on_cancel = None
+                answer.request.sender.send(answer.response, True)
 
     def _cancel(self, request: InferenceRequest) -> None:
         """Answers at once. In the queue it is skipped; in a batch its result is thrown away."""
@@ -227,6 +241,13 @@ class DynamicBatchScheduler:
         request.on_cancel = None
         self._stats.record_failure(self._clock() - request.received_ns, error.reason)
         request.sender.send(InferenceResponse(self._name, self._version, request.id, error=error), True)
+        if self._empty is not None:
+            self._tell_empty()
+
+    def _tell_empty(self) -> None:
+        if self._empty is not None and not self.inflight_count:
+            self._empty.set_result(None)
+            self._empty = None
 
     def _bury(self) -> None:
         self._queue = deque(r for r in self._queue if not r.cancelled)

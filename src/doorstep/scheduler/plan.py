@@ -1,6 +1,6 @@
 """When to run a batch, and which requests are in it. Knows no clock, no thread, no tensor.
 
-The rule is Triton's dynamic batcher's (model_configuration.md, "Dynamic Batcher"): requests are taken in order and never
+The rule is Triton's dynamic batcher's (model_configuration.md, "Dynamic Batcher"): requests are taken in order, never
 split; the largest preferred size that can be had is sent at once; otherwise a batch waits for company until its oldest
 request has waited `max_delay_ns`.
 """

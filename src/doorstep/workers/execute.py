@@ -15,7 +15,7 @@ logger = logging.getLogger("doorstep.model")
 
 
 def execute(instance: ModelInstance, batch: Batch, name: str) -> None:
-    """After this every request of `batch` that the instance answered has a result, and the others an error if it raised."""
+    """After this every request the instance answered has a result, and the others an error if it raised."""
     batch.compute_start_ns = time.monotonic_ns()
     try:
         instance.execute(batch)

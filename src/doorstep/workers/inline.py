@@ -20,7 +20,9 @@ class InlineWorker:
 
     execution = "inline"
 
-    def __init__(self, name: str, instance: ModelInstance, on_slow: Callable[[InlineWorker], None] | None = None) -> None:
+    def __init__(
+        self, name: str, instance: ModelInstance, on_slow: Callable[[InlineWorker], None] | None = None
+    ) -> None:
         self.name = name
         self.instance = instance
         self._on_slow = on_slow

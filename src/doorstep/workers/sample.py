@@ -5,6 +5,7 @@ Warm-up follows Triton's `model_warmup`: `count` times a batch of `batch_size` e
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from doorstep.config.model import ModelConfig, TensorSpec
 from doorstep.errors import ConfigError, DoorstepError, Problem
 from doorstep.request import Batch, InferenceRequest, InferenceResponse
 from doorstep.types import BOOL, BY_CONFIG_NUMBER, BYTES, Array, DataType, Tensor
+
+Make = Callable[[DataType, tuple[int, ...]], Array]
 
 
 class _Nobody:
@@ -46,9 +49,7 @@ def noise(datatype: DataType, shape: tuple[int, ...]) -> Array:
     return random.random(shape).astype(datatype.numpy)
 
 
-def sample_request(
-    config: ModelConfig, rows: int, make: Callable[[DataType, tuple[int, ...]], Array] = zeros
-) -> InferenceRequest:
+def sample_request(config: ModelConfig, rows: int, make: Make = zeros) -> InferenceRequest:
     """A request of `rows` rows whose free dimensions are 1 and whose optional inputs are left out."""
     inputs = {name: _sample(config, config.inputs[name], rows, make) for name in config.required_inputs}
     request = InferenceRequest(config.name, inputs, NOBODY)
@@ -56,7 +57,7 @@ def sample_request(
     return request
 
 
-def _sample(config: ModelConfig, spec: TensorSpec, rows: int, make: Callable[[DataType, tuple[int, ...]], Array]) -> Tensor:
+def _sample(config: ModelConfig, spec: TensorSpec, rows: int, make: Make) -> Tensor:
     dims = tuple(1 if d < 0 else d for d in spec.dims)
     shape = (rows, *dims) if len(spec.shape) > len(spec.dims) else dims
     return Tensor(spec.name, spec.datatype, make(spec.datatype, shape))
@@ -88,13 +89,11 @@ def measure_ns(instance: ModelInstance, config: ModelConfig, runs: int = 5, enou
 def warmup_batches(config: ModelConfig, model_directory: Path) -> Iterator[tuple[str, Batch]]:
     """(sample name, batch) for each run that `model_warmup` asks for. Raises ConfigError for a sample that cannot be."""
     for sample in config.proto.model_warmup:
-        size = max(sample.batch_size, 1)
         inputs = {
-            name: Tensor(name, BY_CONFIG_NUMBER[given.data_type], _warmup_array(config, sample.name, name, given, model_directory))
+            name: _warmup_tensor(config, sample.name, name, model_directory, given)
             for name, given in sample.inputs.items()
         }
-        if config.max_batch_size > 0:
-            inputs = {n: Tensor(n, t.datatype, t.array[np.newaxis]) for n, t in inputs.items()}
+        size = max(sample.batch_size, 1)
         for _ in range(max(sample.count, 1)):
             requests = [InferenceRequest(config.name, dict(inputs), NOBODY, id="warmup") for _ in range(size)]
             if config.max_batch_size > 0:
@@ -104,40 +103,38 @@ def warmup_batches(config: ModelConfig, model_directory: Path) -> Iterator[tuple
                     yield sample.name, Batch([request], 1)
 
 
-def _warmup_array(config: ModelConfig, sample: str, name: str, given: Any, model_directory: Path) -> Array:
+def _warmup_tensor(config: ModelConfig, sample: str, name: str, model_directory: Path, given: Any) -> Tensor:
     datatype = BY_CONFIG_NUMBER[given.data_type]
     shape = tuple(given.dims)
     match given.WhichOneof("input_data_type"):
         case "input_data_file":
-            return _from_file(config, sample, name, datatype, shape, model_directory / "warmup" / given.input_data_file)
+            path = model_directory / "warmup" / given.input_data_file
+            try:
+                array = _from_file(path, datatype, shape)
+            except (OSError, ValueError) as error:
+                what = error.strerror if isinstance(error, OSError) else error
+                problem = Problem(f"model_warmup '{sample}' input '{name}'", f"cannot use warmup/{path.name}: {what}")
+                raise ConfigError(config.name, [problem]) from None
         case "random_data":
-            return noise(datatype, shape)
+            array = noise(datatype, shape)
         case _:
-            return zeros(datatype, shape)
+            array = zeros(datatype, shape)
+    return Tensor(name, datatype, array[np.newaxis] if config.max_batch_size > 0 else array)
 
 
-def _from_file(
-    config: ModelConfig, sample: str, name: str, datatype: DataType, shape: tuple[int, ...], path: Path
-) -> Array:
-    where = f"model_warmup '{sample}' input '{name}'"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(config.name, [Problem(where, f"cannot read {path.name}: {error.strerror}")]) from None
+def _from_file(path: Path, datatype: DataType, shape: tuple[int, ...]) -> Array:
+    """Raises OSError, or ValueError where the file does not hold what `shape` asks for."""
+    data = path.read_bytes()
+    count = math.prod(shape)
     if datatype is BYTES:
         values = _split_bytes(data)
-        if len(values) != int(np.prod(shape)):
-            raise ConfigError(
-                config.name, [Problem(where, f"{path.name} holds {len(values)} strings, dims ask for {int(np.prod(shape))}")]
-            )
-        array = np.empty(len(values), dtype=np.object_)
+        if len(values) != count:
+            raise ValueError(f"it holds {len(values)} strings, dims ask for {count}")
+        array = np.empty(count, dtype=np.object_)
         array[:] = values
         return array.reshape(shape)
-    expected = int(np.prod(shape)) * datatype.itemsize
-    if len(data) != expected:
-        raise ConfigError(
-            config.name, [Problem(where, f"{path.name} holds {len(data)} bytes, dims and datatype ask for {expected}")]
-        )
+    if len(data) != count * datatype.itemsize:
+        raise ValueError(f"it holds {len(data)} bytes, dims and datatype ask for {count * datatype.itemsize}")
     return np.frombuffer(data, dtype=datatype.numpy).reshape(shape)
 
 

@@ -59,7 +59,7 @@ class InstanceStarter:
         workers: list[Worker] = []
         try:
             for context in contexts:
-                workers.append(self._start_one(execution, context))
+                workers.append(self._start_one(execution, context))  # noqa: PERF401 (those made must be known on error)
         except BaseException:
             for worker in workers:
                 worker.close()

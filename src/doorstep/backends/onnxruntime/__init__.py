@@ -1,11 +1,13 @@
 """The backend for ONNX models. Knows onnxruntime, and no queue, thread or protocol.
 
 Plain `session.run` with numpy arrays is used on the CPU: binding inputs and outputs there costs more than it saves
-(5.2 µs against 4.2 µs a run for a 16→64→3 MLP); on a GPU it would keep tensors on the device, which nothing here asks for.
+(5.2 µs against 4.2 µs a run of a 16→64→3 MLP); on a GPU it would keep tensors on the device, which nothing asks for.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,8 +159,10 @@ class OnnxInstance(TensorInstance):
 
 
 def _bf16(value: ort.OrtValue) -> Array:
-    array = value.numpy()
-    return array if array.dtype == BF16.numpy else array.view(BF16.numpy)
+    """onnxruntime gives no numpy view of bfloat16, so its bytes are copied from where they lie."""
+    shape = tuple(value.shape())
+    size = math.prod(shape) * BF16.itemsize
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), size), dtype=BF16.numpy).reshape(shape)
 
 
 def _unloaded(*_: object) -> Any:

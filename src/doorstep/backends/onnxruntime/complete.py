@@ -107,7 +107,7 @@ def _mismatch(kind: str, tensor: Any, value: ValueInfo, batches: bool) -> list[P
     dims = list(tensor.reshape.shape) if tensor.HasField("reshape") else list(tensor.dims)
     full = ([-1] if batches and not tensor.is_shape_tensor else []) + dims
     if len(full) != len(value.shape) or any(
-        a != b and a != -1 and b != -1 for a, b in zip(full, value.shape, strict=True)
+        a != b and -1 not in (a, b) for a, b in zip(full, value.shape, strict=True)
     ):
         problems.append(
             Problem(
@@ -117,7 +117,7 @@ def _mismatch(kind: str, tensor: Any, value: ValueInfo, batches: bool) -> list[P
                 "leave input and output out of config.pbtxt to have them filled in from the file",
             )
         )
-    elif batches and value.shape[0] not in (-1,) and full and value.shape[0] > 0:
+    elif batches and value.shape and value.shape[0] > 0:
         problems.append(
             Problem(
                 where,

@@ -1,8 +1,8 @@
 """Reads the inputs and outputs of an .onnx file without loading it: no weights, no runtime, no session.
 
 Knows only the protobuf wire format and the few fields of onnx.proto3 that say what a graph takes and gives:
-ModelProto.graph = 7; GraphProto.initializer = 5, input = 11, output = 12; TensorProto.name = 8; ValueInfoProto.name = 1,
-type = 2; TypeProto.tensor_type = 1; Tensor.elem_type = 1, shape = 2; TensorShapeProto.dim = 1; Dimension.dim_value = 1.
+ModelProto.graph = 7; GraphProto.initializer = 5, input = 11, output = 12; TensorProto.name = 8; ValueInfoProto.name = 1
+and type = 2; TypeProto.tensor_type = 1; Tensor.elem_type = 1, shape = 2; TensorShapeProto.dim = 1; dim_value = 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doorstep.types import (
-    BF16, BOOL, BYTES, FP16, FP32, FP64, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, DataType,
+    BF16,
+    BOOL,
+    BYTES,
+    FP16,
+    FP32,
+    FP64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+    DataType,
 )  # fmt: skip
 
 # onnx.TensorProto.DataType → ours; the rest (complex, float8, int4 …) has no V2 datatype.

@@ -1,0 +1,61 @@
+"""The rooms: lower tiers never import higher ones, and rooms of one tier do not import each other (docs/design.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2] / "src" / "doorstep"
+
+TIERS = {
+    "_version": 0, "errors": 0, "types": 0, "stats": 0, "proto": 0,
+    "request": 1, "config": 1, "wire": 1,
+    "backends": 2, "repository": 2,
+    "workers": 3,
+    "scheduler": 4,
+    "validation": 5, "model": 5,
+    "server": 6,
+    "protocols": 7, "observability": 7, "security": 7,
+    "app": 8,
+    "cli": 9, "demo": 9, "client": 9, "testing": 9,
+}  # fmt: skip
+
+# Files that everyone imports, and pairs of one tier of which one is the other's foundation.
+SHARED = {"_version", "errors", "types", "stats", "proto", "request"}
+ALLOWED = {("model", "validation"), ("cli", "client"), ("cli", "demo"), ("testing", "client")}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms a file imports, imports inside functions and under TYPE_CHECKING included."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "doorstep" else [f"doorstep.{a.name}" for a in node.names]
+        rooms |= {room_of(name) for name in names if name.startswith("doorstep.")}
+    return rooms - {"__version__"}
+
+
+def test_no_room_imports_a_higher_room_or_a_sibling() -> None:
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):
+            continue
+        for other in imports_of(path) - {room} - SHARED:
+            if (room, other) in ALLOWED:
+                continue
+            if TIERS[other] >= TIERS[room]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {other} (tier {TIERS[other]}, own tier {TIERS[room]})")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_has_a_tier() -> None:
+    rooms = {p.name.removesuffix(".py") for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms - {"__init__", "__main__"} <= set(TIERS)
