@@ -1,0 +1,48 @@
+"""The worker process's end of the socket: blocking, one reader, and any thread may send. Knows no model and no tensor."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from doorstep.workers.frames import FrameBuffer, Kind, frame
+
+_ANCILLARY_BYTES = socket.CMSG_SPACE(8 * 4)
+
+
+class Channel:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = FrameBuffer()
+        self._frames: deque[tuple[int, Any, bytearray]] = deque()
+        self._descriptors: deque[int] = deque()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def receive(self) -> tuple[int, Any, bytearray]:
+        """The next frame: kind, meta, data. Raises EOFError when the server is gone."""
+        frames = self._frames
+        while not frames:
+            count, ancillary, _, _ = self._sock.recvmsg_into((self._buffer.space(),), _ANCILLARY_BYTES)
+            if not count:
+                raise EOFError
+            for level, type, data in ancillary:
+                if level == socket.SOL_SOCKET and type == socket.SCM_RIGHTS:
+                    for at in range(0, len(data) - len(data) % 4, 4):
+                        self._descriptors.append(int.from_bytes(data[at : at + 4], "little"))
+            frames.extend(self._buffer.received(count))
+        return frames.popleft()
+
+    def descriptor(self) -> int:
+        """The next descriptor that came beside the frames."""
+        return self._descriptors.popleft()
+
+    def send(self, kind: Kind, meta: Any, data: bytes | bytearray = b"") -> None:
+        message = frame(kind, meta, data)
+        if os.getpid() != self._pid:  # model code forked and let the copy return: only one may answer
+            os._exit(0)
+        with self._lock:
+            self._sock.sendall(message)

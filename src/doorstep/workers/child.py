@@ -1,0 +1,352 @@
+"""A worker process: loads one model instance and runs the batches that come over the socket. Knows no queue, no client.
+
+Started by spawn.py as `python -m doorstep.workers.child`. Whatever model code does, it does here: this process may crash,
+hang or close its files, and the server restarts it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import fcntl
+import gc
+import logging
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from doorstep import proto
+from doorstep.backends.base import CompletionContext, InstanceContext, ModelInstance
+from doorstep.backends.table import find_backend
+from doorstep.config.model import ModelConfig
+from doorstep.errors import BackendError, ConfigError, DoorstepError
+from doorstep.request import Batch, InferenceRequest
+from doorstep.types import Array
+from doorstep.workers.channel import Channel
+from doorstep.workers.execute import execute
+from doorstep.workers.frames import INLINE_BYTES, Kind, Layout, ProtocolError, read_tensors
+from doorstep.workers.shared_memory import Reader, Segment, Writer
+
+FLAG_BYTES = 4096  # one per request of a batch: not zero once the request is cancelled
+SEQUENCE_START = 1
+SEQUENCE_END = 2
+_OUT_OF_MEMORY_SCORE = "300"  # when memory runs out, the system ends a worker before the server
+
+
+class _NoSender:
+    def send(self, response: Any, final: bool) -> None:
+        """Responses leave as the batch's results."""
+
+
+_NO_SENDER = _NoSender()
+
+
+class WorkerRequest(InferenceRequest):
+    """A request as this process sees it; whether it is cancelled, the server says in shared memory."""
+
+    __slots__ = ("_flags", "_index")
+
+    _flags: Any
+    _index: int
+
+    @property
+    def cancelled(self) -> bool:  # type: ignore[override]
+        return self._index < FLAG_BYTES and self._flags[self._index] != 0
+
+    @cancelled.setter
+    def cancelled(self, value: bool) -> None:
+        """Only the server cancels."""
+
+    def over(self) -> None:
+        """The flag belongs to another request from now on."""
+        self._flags = bytes((self.cancelled,))
+        self._index = 0
+
+
+class Worker:
+    def __init__(self, channel: Channel, flags: mmap.mmap) -> None:
+        self._channel = channel
+        self._flags = flags
+        self._inputs = Reader()
+        self._outputs = Writer()
+        self._instance: ModelInstance | None = None
+        self._context: InstanceContext | None = None
+
+    def serve(self) -> None:
+        """Until the server says UNLOAD, or is gone (EOFError)."""
+        channel = self._channel
+        while True:
+            kind, meta, data = channel.receive()
+            if kind == Kind.EXECUTE:
+                self._execute(meta, data)
+                del data
+            elif kind == Kind.SEGMENT:
+                self._add_segment(meta)
+            elif kind == Kind.FORGET:
+                self._inputs.forget(meta)
+                self._outputs.forget(meta)
+            elif kind == Kind.COMPLETE:
+                self._answer(Kind.COMPLETED, self._complete, meta, data)
+            elif kind == Kind.LOAD:
+                self._answer(Kind.READY, self._load, meta, data)
+            elif kind == Kind.UNLOAD:
+                self._unload()
+                return
+            else:
+                raise ProtocolError(f"a frame of kind {kind}")
+
+    def log(self, level: str, message: str) -> None:
+        self._channel.send(Kind.LOG, (level, message))
+
+    # Life
+
+    def _answer(self, kind: Kind, work: Callable[[Any, bytes], bytes], meta: Any, given: bytearray) -> None:
+        """`work` gives the data of a frame of `kind`; what it raises becomes a FAILED frame."""
+        try:
+            data = work(meta, bytes(given))
+        except ConfigError as error:
+            problems = [(p.where, p.what, p.fix) for p in error.problems]
+            self._channel.send(Kind.FAILED, {"model": error.model, "problems": problems})
+        except DoorstepError as error:
+            self._channel.send(Kind.FAILED, {"code": error.code.value, "message": error.message})
+        except BaseException as error:  # SystemExit too: model code said it, and it is not the last word
+            _print_traceback(error)
+            self._channel.send(Kind.FAILED, {"code": "INTERNAL", "message": _described(error)})
+        else:
+            self._channel.send(kind, {}, data)
+
+    def _complete(self, meta: Mapping[str, Any], data: bytes) -> bytes:
+        config = proto.ModelConfig.FromString(data)
+        find_backend(meta["backend"]).complete_config(
+            config,
+            Path(meta["model_directory"]),
+            Path(meta["version_directory"]),
+            CompletionContext(meta["backend_config"], meta["default_max_batch_size"]),
+        )
+        return bytes(config.SerializeToString())
+
+    def _load(self, meta: Mapping[str, Any], data: bytes) -> bytes:
+        labels = {name: tuple(values) for name, values in meta["labels"].items()}
+        context = InstanceContext(
+            config=ModelConfig.from_proto(proto.ModelConfig.FromString(data), labels),
+            version=meta["version"],
+            model_directory=Path(meta["model_directory"]),
+            version_directory=Path(meta["version_directory"]),
+            instance_name=meta["instance_name"],
+            kind=meta["kind"],
+            device_id=meta["device_id"],
+            threads=meta["threads"],
+            backend_config=meta["backend_config"],
+            log=self.log,
+        )
+        _name_process(context.instance_name)
+        self._instance = find_backend(meta["backend"]).load_instance(context)
+        self._context = context
+        gc.collect()
+        gc.freeze()  # what is loaded stays: later collections need not look at it
+        return b""
+
+    def _unload(self) -> None:
+        instance, self._instance = self._instance, None
+        if instance is not None:
+            try:
+                instance.unload()
+            except BaseException as error:
+                _print_traceback(error)
+        self._channel.send(Kind.GONE, {})
+
+    # Work
+
+    def _execute(self, meta: Any, data: bytearray) -> None:
+        segment, released, rows, raw_requests = meta
+        if released:
+            self._outputs.release(released)
+        instance = self._instance
+        context = self._context
+        assert instance is not None and context is not None
+        memory: Array | bytearray = data if segment < 0 else self._inputs.open(segment)
+        requests = [self._request(i, raw, memory, context) for i, raw in enumerate(raw_requests)]
+        batch = Batch(list[InferenceRequest](requests), rows)
+        try:
+            execute(instance, batch, context.instance_name)
+        except BaseException as error:  # SystemExit and the like: the model gives up this batch, not the process
+            _print_traceback(error)
+            batch.fail(BackendError(_described(error)))
+        del memory
+        for request in requests:
+            request.inputs = {}  # so that the segment is free with the reply, unless the model keeps a view of it
+        self._reply(batch)
+        for request in requests:
+            request.over()
+
+    def _request(self, index: int, raw: Any, memory: Any, context: InstanceContext) -> WorkerRequest:
+        id, inputs, requested, parameters, correlation_id, flags, timeout_us, priority, rows = raw
+        request = WorkerRequest.__new__(WorkerRequest)
+        request.model_name = context.config.name
+        request.model_version = context.version
+        request.id = id
+        request.inputs = {tensor.name: tensor for tensor in read_tensors(inputs, memory)}
+        request.requested_outputs = tuple(requested)
+        request.parameters = parameters
+        request.sender = _NO_SENDER
+        request.received_ns = 0
+        request.rows = rows
+        request.queued_ns = 0
+        request.priority = priority
+        request.timeout_us = timeout_us
+        request.deadline_ns = 0
+        request.correlation_id = correlation_id
+        request.sequence_start = bool(flags & SEQUENCE_START)
+        request.sequence_end = bool(flags & SEQUENCE_END)
+        request.on_cancel = None
+        request._flags = self._flags
+        request._index = index
+        return request
+
+    def _reply(self, batch: Batch) -> None:
+        layout = Layout()
+        results: list[Any] = []
+        for result in batch.results:
+            if result is None:
+                results.append(_error(BackendError("the model gave this request neither outputs nor an error")))
+            elif isinstance(result, DoorstepError):
+                results.append(_error(result))
+            else:
+                try:
+                    results.append(layout.add(result))
+                except Exception as error:  # an output no array of its datatype can hold
+                    results.append(_error(BackendError(f"the outputs cannot be sent: {_described(error)}")))
+        segment_id = -1
+        data: bytes | bytearray = b""
+        if layout.size > INLINE_BYTES:
+            try:
+                segment = self._output_segment(layout.size)
+            except DoorstepError as error:
+                results = [_error(error) if type(r) is not dict else r for r in results]
+            else:
+                layout.write(segment.map)
+                segment_id = segment.id
+        elif layout.size:
+            data = layout.joined()
+        del layout, result
+        batch.results = []
+        times = (batch.input_end_ns or batch.compute_start_ns, batch.output_start_ns or time.monotonic_ns())
+        self._channel.send(Kind.RESULT, (segment_id, self._inputs.released(), times, results), data)
+
+    def _output_segment(self, size: int) -> Segment:
+        segment = self._outputs.take(size)
+        if segment is None:
+            self._channel.send(Kind.NEED, size)
+            kind, meta, _ = self._channel.receive()
+            if kind != Kind.SEGMENT:
+                raise ProtocolError(f"a frame of kind {kind} instead of a segment")
+            if "error" in meta:
+                raise BackendError(meta["error"])
+            self._add_segment(meta)
+            segment = self._outputs.take(size)
+            assert segment is not None
+        return segment
+
+    def _add_segment(self, meta: Mapping[str, Any]) -> None:
+        segment = Segment(meta["id"], self._channel.descriptor(), meta["size"])
+        if meta["for"] == "inputs":
+            self._inputs.add(segment)
+        else:
+            self._outputs.add(segment)
+
+
+def _error(error: DoorstepError) -> dict[str, str]:
+    return {"code": error.code.value, "reason": error.reason.value, "message": error.message[:16384]}
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _print_traceback(error: BaseException) -> None:
+    try:
+        traceback.print_exception(error)
+    except Exception:
+        pass  # model code closed or replaced stderr
+
+
+class _LogHandler(logging.Handler):
+    """What doorstep's own code logs in this process goes to the server as it is."""
+
+    _LEVELS = {"DEBUG": "VERBOSE", "CRITICAL": "ERROR"}
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = self._LEVELS.get(record.levelname, record.levelname)
+        self._worker.log(level, self.format(record))
+
+
+def _name_process(name: str) -> None:
+    """What `ps` and `top` call it."""
+    try:
+        Path("/proc/self/comm").write_text(f"ds:{name}"[:15])
+    except OSError:
+        pass
+
+
+def _end_with_the_server(lifeline: int) -> None:
+    """The kernel kills this process as soon as the server's end of the pipe is closed, however the server ended.
+
+    Unlike PR_SET_PDEATHSIG this does not depend on the thread that started the process; unlike reading the pipe, it
+    works while model code holds the interpreter's lock.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)  # type: ignore[attr-defined]
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
+        os._exit(0)  # it ended while we started
+
+
+def main(socket_fd: int, flags_fd: int, lifeline_fd: int) -> None:
+    _end_with_the_server(lifeline_fd)
+    faulthandler.enable()  # a crash in native code leaves a stack in the log
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE)
+    except OSError:
+        pass
+    sys.argv = [""]
+    for fd in (socket_fd, flags_fd, lifeline_fd):
+        os.set_inheritable(fd, False)
+    sock = socket.socket(fileno=socket_fd)
+    flags = mmap.mmap(flags_fd, FLAG_BYTES)
+    os.close(flags_fd)
+    worker = Worker(Channel(sock), flags)
+    logger = logging.getLogger("doorstep")
+    logger.addHandler(_LogHandler(worker))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        worker._channel.send(Kind.HELLO, {"pid": os.getpid()})
+        worker.serve()
+        atexit._run_exitfuncs()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the server is gone
+    except KeyboardInterrupt:
+        pass
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # model code closed them
+    os._exit(0)  # threads that model code left running do not hold us
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]))
