@@ -256,6 +256,8 @@ def _unknown_field(name: str, message: Any) -> tuple[str, str]:
     known = [f.name for f in message.fields]
     fix = suggest(name, known)
     if not fix:
-        elsewhere = sorted(m.name for m in message.file.message_types_by_name.values() if name in m.fields_by_name)
-        fix = f"it belongs to {' or '.join(elsewhere)}" if elsewhere else f"its fields are {', '.join(sorted(known))}"
+        messages = list(message.file.message_types_by_name.values())
+        homes = [m for m in messages if name in m.fields_by_name]
+        where = sorted({f.name for m in messages for f in m.fields if f.message_type in homes})
+        fix = f"it belongs inside {' or '.join(where)}" if where else f"its fields are {', '.join(sorted(known))}"
     return f"{message.name} has no field '{name}'", fix

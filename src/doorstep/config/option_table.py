@@ -1,0 +1,200 @@
+# ruff: noqa: E501 (a table reads best with a row per line)
+"""Every option of `doorstep serve`, one row each: Triton's (command_line_parser.cc) and our own. Parses nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+MIB = 1 << 20
+INT32_MAX = 2**31 - 1
+LARGEST = 2**63 - 1
+
+
+class Kind(Enum):
+    """What a value looks like; the value is how messages say it."""
+
+    TEXT = "text"
+    INTEGER = "a whole number"
+    NUMBER = "a number"
+    BOOL = "true or false"
+    FLAG = "no value"
+    CHOICE = "a choice"
+    VERBOSITY = "a whole number, true or false"
+    SETTING = "<backend>,<setting>=<value> or <setting>=<value>"
+    RESTRICTION = "<api>[,<api>…]:<header>=<value>"
+
+
+class Status(Enum):
+    SUPPORTED = "supported"
+    WITHOUT_EFFECT = "without effect"  # taken, and a line in the log says why nothing comes of it
+    REFUSED = "refused"  # the server does not start; giving the default is fine
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    name: str
+    group: str
+    help: str
+    kind: Kind = Kind.TEXT
+    default: Any = ""
+    field: str = ""  # of ServerOptions; `limits.x` and `http2.x` land in those maps; "" is the name with underscores
+    least: float = 0
+    most: float = LARGEST
+    choices: tuple[str, ...] = ()
+    repeats: bool = False
+    scale: float = 1  # what one unit of the option is in the field's unit
+    status: Status = Status.SUPPORTED
+    why: str = ""  # not supported, or without effect
+    instead: str = ""  # deprecated: what to write today
+
+    @property
+    def target(self) -> str:
+        return self.field or self.name.replace("-", "_")
+
+
+INT, NUM, BOOL = Kind.INTEGER, Kind.NUMBER, Kind.BOOL
+NO_EFFECT, REFUSED = Status.WITHOUT_EFFECT, Status.REFUSED
+_PORT: dict[str, Any] = {"kind": INT, "most": 65535}
+_NO_GPU_MEMORY: dict[str, Any] = {"status": NO_EFFECT, "why": "Doorstep keeps no memory pools"}
+
+
+def _option(name: str, group: str, help: str, kind: Kind = Kind.TEXT, default: Any = "", **rest: Any) -> Option:
+    return Option(name, group, help, kind, default, **rest)
+
+
+OPTIONS: tuple[Option, ...] = (
+    # Models
+    _option("model-repository", "Models", "A folder of models. May be repeated; the same as a MODELS argument.", field="model_repositories", repeats=True),
+    _option("model-store", "Models", "The same as --model-repository.", field="model_repositories", repeats=True),
+    _option("model-control-mode", "Models", "none: load all models at start; poll: and follow changes of the folders; explicit: load what --load-model names and what clients ask for.", Kind.CHOICE, "none", choices=("none", "poll", "explicit")),
+    _option("load-model", "Models", "A model to load at start in explicit mode; '*' loads all. May be repeated.", field="load_models", repeats=True),
+    _option("repository-poll-secs", "Models", "Seconds between two looks at the repositories in poll mode.", INT, 15, least=1),
+    _option("exit-on-error", "Models", "Do not start if a model fails to load.", BOOL, True),
+    _option("strict-readiness", "Models", "Ready only when all models are.", BOOL, True),
+    _option("disable-auto-complete-config", "Models", "Take configurations as they are written; every model needs one.", Kind.FLAG, False),
+    _option("model-config-name", "Models", "Read configs/<name>.pbtxt instead of config.pbtxt in models that have it."),
+    _option("model-load-thread-count", "Models", "Models that load at the same time.", INT, 4, least=1, most=1024),
+    _option("model-load-retry-count", "Models", "How often to try again when a model fails to load.", INT, 0, most=1000),
+    _option("backend-config", "Models", "A setting of a backend, or of all: onnxruntime,intra_op_thread_count=2. May be repeated.", Kind.SETTING, repeats=True),
+    _option("model-namespacing", "Models", "Same name in several repositories.", BOOL, False, status=REFUSED, why="models of the same name in several repositories are not served"),
+    _option("enable-peer-access", "Models", "Direct copies between GPUs.", BOOL, True, status=NO_EFFECT, why="Doorstep copies nothing between GPUs"),
+    # Server
+    _option("id", "Server", "The server's name in its metadata.", default="doorstep"),
+    _option("exit-timeout-secs", "Server", "Seconds to wait for requests in flight after SIGTERM.", INT, 30, most=86400),
+    # Listening
+    _option("host", "Listening", "The address of all listeners; 0.0.0.0 is every interface, and whoever reaches it can use the models.", default="127.0.0.1"),
+    _option("allow-http", "Listening", "Listen for HTTP.", BOOL, True),
+    _option("http-address", "Listening", "The address for HTTP, if not --host."),
+    _option("http-port", "Listening", "The port for HTTP (gRPC works on it too). 0 is any free port; two listeners with one number are one.", default=8000, **_PORT),
+    _option("reuse-http-port", "Listening", "Share the HTTP port with other servers that say so too.", BOOL, False),
+    _option("http-thread-count", "Listening", "Threads for HTTP.", INT, 8, least=1, status=NO_EFFECT, why="one event loop serves all connections"),
+    _option("http-max-input-size", "Listening", "Largest request body in bytes, as sent and as decompressed.", INT, 64 * MIB, field="limits.body_bytes", least=1),
+    _option("http-restricted-api", "Listening", "APIs that need a header: model-repository,logging:admin-key=secret. May be repeated.", Kind.RESTRICTION, repeats=True, field="http_restricted"),
+    _option("http-header-forward-pattern", "Listening", "Headers to hand to models.", status=REFUSED, why="headers are not handed to models"),
+    _option("allow-metrics", "Listening", "Listen for Prometheus at /metrics.", BOOL, True),
+    _option("metrics-address", "Listening", "The address for metrics, if not HTTP's."),
+    _option("metrics-port", "Listening", "The port for metrics.", default=8002, **_PORT),
+    # gRPC
+    _option("allow-grpc", "gRPC", "Listen for gRPC.", BOOL, True),
+    _option("grpc-address", "gRPC", "The address for gRPC, if not --host."),
+    _option("grpc-port", "gRPC", "The port for gRPC (HTTP works on it too).", default=8001, **_PORT),
+    _option("reuse-grpc-port", "gRPC", "Share the gRPC port with other servers that say so too.", BOOL, False),
+    _option("grpc-restricted-protocol", "gRPC", "As --http-restricted-api; the header is triton-grpc-protocol-<header>.", Kind.RESTRICTION, repeats=True, field="grpc_restricted"),
+    _option("grpc-infer-response-compression-level", "gRPC", "Compress responses for clients that take it.", Kind.CHOICE, "none", choices=("none", "low", "medium", "high")),
+    _option("grpc-max-message-bytes", "gRPC", "Largest gRPC message.", INT, INT32_MAX, field="limits.grpc_message_bytes", least=1, most=INT32_MAX),
+    _option("grpc-keepalive-time", "gRPC", "Milliseconds of silence after which the client is pinged.", INT, 7_200_000, field="http2.keepalive_time_s", scale=0.001, most=INT32_MAX),
+    _option("grpc-keepalive-timeout", "gRPC", "Milliseconds to wait for the answer before closing.", INT, 20_000, field="http2.keepalive_timeout_s", scale=0.001, most=INT32_MAX),
+    _option("grpc-keepalive-permit-without-calls", "gRPC", "Ping also when no call is open.", BOOL, False, field="http2.keepalive_without_calls"),
+    _option("grpc-http2-max-pings-without-data", "gRPC", "Pings to send with nothing between.", INT, 2, status=NO_EFFECT, why="a second ping is sent only after the first was answered", most=INT32_MAX),
+    _option("grpc-http2-min-recv-ping-interval-without-data", "gRPC", "Milliseconds that must lie between a client's pings with nothing between.", INT, 300_000, field="http2.min_ping_interval_s", scale=0.001, most=INT32_MAX),
+    _option("grpc-http2-max-ping-strikes", "gRPC", "Pings that come too soon before the connection is closed; 0 is any number.", INT, 0, field="http2.max_ping_strikes", most=INT32_MAX),
+    _option("grpc-max-connection-age", "gRPC", "Milliseconds after which a connection is asked to go; 0 is never.", INT, 0, field="http2.max_age_s", scale=0.001, most=INT32_MAX),
+    _option("grpc-max-connection-age-grace", "gRPC", "Milliseconds it then has for its open calls; 0 is as long as they take.", INT, 0, field="http2.max_age_grace_s", scale=0.001, most=INT32_MAX),
+    _option("grpc-infer-thread-count", "gRPC", "Threads for inference calls.", INT, 2, least=2, most=128, status=NO_EFFECT, why="one event loop serves all connections"),
+    _option("grpc-infer-allocation-pool-size", "gRPC", "Call states to keep.", INT, 8, status=NO_EFFECT, why="calls keep no state to reuse"),
+    _option("grpc-max-response-pool-size", "gRPC", "Responses to keep.", INT, INT32_MAX, least=1, status=NO_EFFECT, why="responses are written as they come"),
+    _option("grpc-header-forward-pattern", "gRPC", "Metadata to hand to models.", status=REFUSED, why="metadata is not handed to models"),
+    # TLS
+    _option("tls-cert", "TLS", "PEM file of the certificate (and its chain) for all listeners."),
+    _option("tls-key", "TLS", "PEM file of its private key."),
+    _option("tls-client-ca", "TLS", "PEM file of the authority that clients' certificates must come from."),
+    _option("grpc-use-ssl", "TLS", "TLS on the gRPC listener.", BOOL, False),
+    _option("grpc-use-ssl-mutual", "TLS", "And clients must have a certificate.", BOOL, False),
+    _option("grpc-server-cert", "TLS", "PEM file of the gRPC listener's certificate."),
+    _option("grpc-server-key", "TLS", "PEM file of its private key."),
+    _option("grpc-root-cert", "TLS", "PEM file of the authority that clients' certificates must come from."),
+    # Limits
+    _option("max-connections", "Limits", "Connections of one listener.", INT, 4096, field="limits.connections", least=1),
+    _option("max-streams", "Limits", "Open HTTP/2 streams (gRPC calls) of one connection.", INT, 1024, field="limits.streams", least=1, most=INT32_MAX),
+    _option("max-header-bytes", "Limits", "Request line and headers together.", INT, 65_536, field="limits.header_bytes", least=256),
+    _option("max-header-count", "Limits", "Headers of one request.", INT, 256, field="limits.header_count", least=1),
+    _option("max-chunk-count", "Limits", "Non-empty chunks of a chunked body.", INT, 65_536, field="limits.chunk_count", least=1),
+    _option("max-arriving-bytes", "Limits", "Bodies still arriving, all connections of a listener together.", INT, 2 * 1024 * MIB, field="limits.arriving_bytes", least=1),
+    _option("max-json-depth", "Limits", "Nesting of JSON.", INT, 100, field="limits.json_depth", least=1, most=1000),
+    _option("header-timeout-secs", "Limits", "Seconds from a request's first byte to the end of its headers.", NUM, 30.0, field="limits.header_timeout_s", least=0.01),
+    _option("body-timeout-secs", "Limits", "Longest wait for the next byte of a body.", NUM, 60.0, field="limits.body_timeout_s", least=0.01),
+    _option("min-body-rate", "Limits", "Bytes per second that a body must average after that.", INT, 1024, field="limits.body_rate"),
+    _option("idle-timeout-secs", "Limits", "Seconds a connection may be idle.", NUM, 300.0, field="limits.idle_timeout_s", least=0.01),
+    _option("write-timeout-secs", "Limits", "Longest a client may not read its answer.", NUM, 60.0, field="limits.write_timeout_s", least=0.01),
+    # Logging
+    _option("log-format", "Logging", "text: for people; json: one object per line; default, ISO8601: as tritonserver.", Kind.CHOICE, "text", choices=("text", "json", "default", "ISO8601")),
+    _option("log-verbose", "Logging", "Log more: 0 is off, 1 and up is on.", Kind.VERBOSITY, 0, most=INT32_MAX),
+    _option("log-info", "Logging", "Log what happens.", BOOL, True),
+    _option("log-warning", "Logging", "Log warnings.", BOOL, True),
+    _option("log-error", "Logging", "Log errors.", BOOL, True),
+    _option("log-file", "Logging", "Log to this file instead of standard error."),
+    _option("access-log", "Logging", "Log one line per request.", BOOL, False),
+    # What Doorstep takes without effect, or not yet
+    _option("allow-gpu-metrics", "Other", "GPU metrics.", BOOL, True, status=NO_EFFECT, why="there are no GPU metrics"),
+    _option("allow-cpu-metrics", "Other", "CPU metrics.", BOOL, True, status=NO_EFFECT, why="there are no CPU metrics"),
+    _option("metrics-interval-ms", "Other", "Interval of metrics.", NUM, 2000.0, status=NO_EFFECT, why="metrics are counted when they are asked for"),
+    _option("metrics-config", "Other", "Metrics settings.", repeats=True, status=REFUSED, why="histograms and counters are always on, summaries do not exist"),
+    _option("trace-config", "Other", "Tracing.", repeats=True, status=REFUSED, why="there is no tracing"),
+    _option("backend-directory", "Other", "Folder of backends.", status=NO_EFFECT, why="backends are Python packages, found by name"),
+    _option("repoagent-directory", "Other", "Folder of repository agents.", status=NO_EFFECT, why="there are no repository agents"),
+    _option("cache-directory", "Other", "Folder of caches.", status=NO_EFFECT, why="there is no response cache"),
+    _option("cache-config", "Other", "Response cache.", repeats=True, status=REFUSED, why="there is no response cache"),
+    _option("rate-limit", "Other", "Rate limiter.", default="off", status=REFUSED, why="there is no rate limiter"),
+    _option("rate-limit-resource", "Other", "Its resources.", repeats=True, status=REFUSED, why="there is no rate limiter"),
+    _option("pinned-memory-pool-byte-size", "Other", "Pinned memory.", INT, 256 * MIB, **_NO_GPU_MEMORY),
+    _option("cuda-memory-pool-byte-size", "Other", "CUDA memory.", repeats=True, **_NO_GPU_MEMORY),
+    _option("cuda-virtual-address-size", "Other", "CUDA addresses.", repeats=True, **_NO_GPU_MEMORY),
+    _option("min-supported-compute-capability", "Other", "Oldest GPU.", NUM, 6.0, status=NO_EFFECT, why="each backend's library decides which GPUs it can use"),
+    _option("buffer-manager-thread-count", "Other", "Copy threads.", INT, 0, status=NO_EFFECT, why="instances gather their own inputs"),
+    _option("host-policy", "Other", "NUMA node and cores.", repeats=True, status=REFUSED, why="there are no host policies; start the server under taskset or numactl"),
+    _option("model-load-gpu-limit", "Other", "GPU memory limit.", repeats=True, status=REFUSED, why="GPU memory is not watched"),
+    _option("allow-client-shm", "Other", "Clients' shared memory.", BOOL, False, status=REFUSED, why="clients' shared memory is not used"),
+    _option("allow-sagemaker", "Other", "SageMaker.", BOOL, False, status=REFUSED, why="there is no SageMaker front"),
+    _option("sagemaker-port", "Other", "Its port.", INT, 8080, status=REFUSED, why="there is no SageMaker front"),
+    _option("sagemaker-safe-port-range", "Other", "Its ports.", status=REFUSED, why="there is no SageMaker front"),
+    _option("sagemaker-thread-count", "Other", "Its threads.", INT, 8, status=REFUSED, why="there is no SageMaker front"),
+    _option("allow-vertex-ai", "Other", "Vertex AI.", BOOL, False, status=REFUSED, why="there is no Vertex AI front"),
+    _option("vertex-ai-port", "Other", "Its port.", INT, 8080, status=REFUSED, why="there is no Vertex AI front"),
+    _option("vertex-ai-thread-count", "Other", "Its threads.", INT, 8, status=REFUSED, why="there is no Vertex AI front"),
+    _option("vertex-ai-default-model", "Other", "Its model.", status=REFUSED, why="there is no Vertex AI front"),
+    # Deprecated by Triton, still parsed
+    _option("strict-model-config", "Deprecated", "true is --disable-auto-complete-config.", BOOL, False, instead="--disable-auto-complete-config"),
+    _option("response-cache-byte-size", "Deprecated", "Response cache.", INT, 0, status=REFUSED, why="there is no response cache"),
+    _option("trace-file", "Deprecated", "Tracing.", status=REFUSED, why="there is no tracing"),
+    _option("trace-level", "Deprecated", "Tracing.", default="OFF", repeats=True, status=REFUSED, why="there is no tracing"),
+    _option("trace-rate", "Deprecated", "Tracing.", INT, 1000, status=REFUSED, why="there is no tracing"),
+    _option("trace-count", "Deprecated", "Tracing.", INT, -1, least=-1, status=REFUSED, why="there is no tracing"),
+    _option("trace-log-frequency", "Deprecated", "Tracing.", INT, 0, status=REFUSED, why="there is no tracing"),
+)  # fmt: skip
+
+BY_NAME = {option.name: option for option in OPTIONS}
+
+# What --http-restricted-api and --grpc-restricted-protocol can name (restricted_features.h).
+RESTRICTED_CATEGORIES = (
+    "health",
+    "metadata",
+    "inference",
+    "shared-memory",
+    "model-config",
+    "model-repository",
+    "statistics",
+    "trace",
+    "logging",
+)

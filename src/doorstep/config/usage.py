@@ -1,0 +1,59 @@
+"""The help text of `doorstep serve`, made from the table of options. Parses nothing."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import Any
+
+from doorstep.config.option_table import OPTIONS, Kind, Option, Status
+
+
+def usage(prog: str = "doorstep serve", width: int = 0) -> str:
+    """The help text, grouped; what has no effect or is not supported only by name."""
+    width = width or min(shutil.get_terminal_size().columns, 110)
+    lines = [
+        f"Usage: {prog} MODELS/ [MODELS/ …] [--option=value …]",
+        "",
+        "Serves the models in the folders over HTTP and gRPC. Takes tritonserver's options.",
+    ]
+    for group in dict.fromkeys(option.group for option in OPTIONS):
+        shown = [o for o in OPTIONS if o.group == group and o.status is Status.SUPPORTED]
+        if shown:
+            lines += ["", f"{group}:"]
+        for option in shown:
+            lines += _help_lines(option, width)
+    for status, heading in (
+        (Status.WITHOUT_EFFECT, "Taken without effect (the log says why):"),
+        (Status.REFUSED, "Not supported yet (the server does not start with them):"),
+    ):
+        names = ", ".join(f"--{o.name}" for o in OPTIONS if o.status is status)
+        wrapped = textwrap.wrap(names, width - 4, break_on_hyphens=False, break_long_words=False)
+        lines += ["", heading, *(f"  {line}" for line in wrapped)]
+    return "\n".join([*lines, "", "Exit codes: 0 stopped as asked, 1 could not start or failed, 2 bad options."])
+
+
+def _help_lines(option: Option, width: int) -> list[str]:
+    indent = 34
+    value = {
+        Kind.FLAG: "",
+        Kind.CHOICE: "=" + "|".join(option.choices),
+        Kind.BOOL: "=true|false",
+        Kind.INTEGER: "=N",
+        Kind.NUMBER: "=N",
+        Kind.VERBOSITY: "=N",
+        Kind.SETTING: "=[B,]KEY=VALUE",
+        Kind.RESTRICTION: "=APIS:H=VALUE",
+    }.get(option.kind, "=TEXT")
+    default = "" if option.default == "" or option.kind is Kind.FLAG else f" [{_shown(option.default)}]"
+    left = f"  --{option.name}{value}"
+    text = textwrap.wrap(option.help + default, max(width - indent, 30), break_on_hyphens=False)
+    if len(left) < indent:
+        return [left.ljust(indent) + text[0], *(" " * indent + line for line in text[1:])]
+    return [left, *(" " * indent + line for line in text)]
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
