@@ -6,6 +6,7 @@ made and discards itself in `connection_lost`; `sweep` is called about once a se
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,6 +48,23 @@ class WireCounters:
         self.timeouts = 0  # connections closed by a time limit
 
 
+class Connections(set[WireConnection]):
+    """The open connections of a listener. They leave with `discard`."""
+
+    _empty: asyncio.Event | None = None
+
+    def discard(self, connection: WireConnection) -> None:
+        super().discard(connection)
+        if self._empty is not None and not self:
+            self._empty.set()
+
+    async def empty(self) -> None:
+        """Returns when no connection is left."""
+        if self:
+            self._empty = asyncio.Event()
+            await self._empty.wait()
+
+
 class ListenerContext:
     """Touched only from the event loop."""
 
@@ -84,7 +102,7 @@ class ListenerContext:
         self.on_access = on_access
         self.clock = clock
         self.now_ns = clock()  # as of the last sweep: good enough for time limits, and free
-        self.connections: set[WireConnection] = set()
+        self.connections = Connections()
         self.counters = WireCounters()
         self.draining = False  # answers say `connection: close` (HTTP/2: GOAWAY has been sent)
         self.held_bytes = 0  # of large bodies that are still arriving, all connections together
