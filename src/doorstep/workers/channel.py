@@ -1,4 +1,4 @@
-"""The worker process's end of the socket: blocking, one reader, and any thread may send. Knows no model and no tensor."""
+"""The worker process's end of the socket: blocking, one reader, any thread may send. Knows no model and no tensor."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A worker process: loads one model instance and runs the batches that come over the socket. Knows no queue, no client.
+"""A worker process: loads one model instance, runs the batches that come over the socket. Knows no queue, no client.
 
-Started by spawn.py as `python -m doorstep.workers.child`. Whatever model code does, it does here: this process may crash,
-hang or close its files, and the server restarts it.
+Started by spawn.py as `python -m doorstep.workers.child`. Whatever model code does, it does here: this process may
+crash, hang or close its files, and the server restarts it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class WorkerRequest(InferenceRequest):
     _index: int
 
     @property
-    def cancelled(self) -> bool:  # type: ignore[override]
+    def cancelled(self) -> bool:
         return self._index < FLAG_BYTES and self._flags[self._index] != 0
 
     @cancelled.setter
@@ -171,7 +171,8 @@ class Worker:
             self._outputs.release(released)
         instance = self._instance
         context = self._context
-        assert instance is not None and context is not None
+        assert instance is not None
+        assert context is not None
         memory: Array | bytearray = data if segment < 0 else self._inputs.open(segment)
         requests = [self._request(i, raw, memory, context) for i, raw in enumerate(raw_requests)]
         batch = Batch(list[InferenceRequest](requests), rows)
@@ -274,8 +275,8 @@ def _described(error: BaseException) -> str:
 def _print_traceback(error: BaseException) -> None:
     try:
         traceback.print_exception(error)
-    except Exception:
-        pass  # model code closed or replaced stderr
+    except Exception:  # noqa: S110 (model code closed or replaced stderr: nobody is left to tell)
+        pass
 
 
 class _LogHandler(logging.Handler):
@@ -307,7 +308,7 @@ def _end_with_the_server(lifeline: int) -> None:
     works while model code holds the interpreter's lock.
     """
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)  # type: ignore[attr-defined]
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(0)  # it ended while we started

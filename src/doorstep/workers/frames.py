@@ -1,8 +1,8 @@
 """What crosses the socket between the server and a worker process: frames, and tensors laid out in bytes.
 
-Knows no socket, process or memory mapping. A frame is a 12-byte head, a JSON part and a data part; never pickle. Tensors
-are laid out one after another from 64-byte boundaries, either in the data part (a few kilobytes: one copy less to
-arrange) or in a segment of shared memory; the JSON part says where each begins.
+Knows no socket, process or memory mapping. A frame is a 12-byte head, a JSON part and a data part; never pickle.
+Tensors are laid out one after another from 64-byte boundaries, either in the data part (a few kilobytes: nothing to
+arrange beforehand) or in a segment of shared memory; the JSON part says where each begins.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Starts a worker process and takes it through loading. Blocking: runs in a loader's thread. Knows no event loop, no batch.
+"""Starts a worker process, talks with it while it loads, and ends it. Blocking. Knows no event loop and no batch.
 
-The process is a fresh interpreter in a session of its own (Ctrl-C in the terminal does not reach it before the server has
-drained), inherits three descriptors and no more, and cannot outlive the server.
+The process is a fresh interpreter in a session of its own (Ctrl-C in the terminal does not reach it before the server
+has drained), inherits three descriptors and no more, and cannot outlive the server.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ProcessEnded(BackendError):
 
 
 class Process:
-    """A worker process and this side's ends of all that connects us. One owner at a time: a loader's thread, then the loop."""
+    """A worker process and our ends of all that connects us. One owner at a time: a loader's thread, then the loop."""
 
     def __init__(self, name: str, log: Log, *, threads: int = 0) -> None:
         """Starts it; the process is importing when this returns. Raises OSError."""
