@@ -7,7 +7,6 @@ order Triton finds them (server, http_server.cc: EVBufferToInput); what needs th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -15,17 +14,17 @@ import numpy as np
 
 from doorstep.config.model import ModelConfig
 from doorstep.errors import Internal, InvalidArgument, NotFound
-from doorstep.protocols.kserve.bytes_tensors import decode_bytes, object_array
+from doorstep.protocols.kserve.bytes_tensors import object_array
 from doorstep.protocols.kserve.json_data import element_count, json_tensor
 from doorstep.protocols.kserve.json_parameters import apply_parameters, as_bool, as_string, as_unsigned
 from doorstep.protocols.kserve.json_text import loads
+from doorstep.protocols.kserve.tensor_bytes import binary_tensor
 from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON, AS_BINARY, AS_JSON, OutputForm, Wanted
 from doorstep.request import InferenceRequest
 from doorstep.types import BYTES, DTYPES, DataType, Tensor
 from doorstep.validation import INT64_MAX, INVALID, UnfitTensor, request_prefix, shape_text
 from doorstep.wire.exchange import Buffer
 
-_ndarray = np.ndarray
 _MISSING: Any = object()  # tells an absent key from null
 _HEADER_NAME = "Inference-Header-Content-Length"
 _LEADING_INTEGER = re.compile(rb"[ \t]*([+-]?[0-9]+)")
@@ -179,19 +178,6 @@ def _binary_size(item: Any) -> int:
 
 def no_region(name: str) -> NotFound:
     return NotFound(f"Unable to find shared memory region: '{name}'")
-
-
-def binary_tensor(name: str, datatype: DataType, shape: Sequence[int], data: Buffer) -> Tensor:
-    """A tensor that is a view on `data`; an UnfitTensor where they are not what `shape` needs."""
-    if datatype is BYTES:
-        return decode_bytes(name, shape, data)
-    size = len(data)
-    if datatype is not INVALID and prod(shape) * datatype.itemsize == size:
-        try:
-            return Tensor(name, datatype, _ndarray(shape, datatype.numpy, data))
-        except (ValueError, TypeError):  # a negative dimension, or more dimensions than an array can have
-            pass
-    return UnfitTensor(name, datatype, shape, size)
 
 
 def _unusual(name: str, datatype: DataType, shape: list[int], data: Any, max_input_size: int) -> Tensor | None:

@@ -14,9 +14,10 @@ import numpy as np
 import orjson
 
 from doorstep.config.model import ModelConfig
-from doorstep.errors import Internal, InvalidArgument
-from doorstep.protocols.kserve.bytes_tensors import encode_elements, flat_elements
+from doorstep.errors import InvalidArgument
+from doorstep.protocols.kserve.bytes_tensors import flat_elements
 from doorstep.protocols.kserve.classification import classify
+from doorstep.protocols.kserve.tensor_bytes import tensor_bytes
 from doorstep.protocols.kserve.wanted import Wanted
 from doorstep.request import InferenceResponse
 from doorstep.types import BF16, BYTES, FP16, Array, DataType, Tensor
@@ -24,7 +25,6 @@ from doorstep.wire.exchange import Buffer
 
 _dumps = orjson.dumps
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
-_COPIED_BYTES = 16_384  # below it a copy costs less than handing on one more buffer
 _KEPT = 1024
 
 # What responses of one model, and outputs of one shape, have in common. Touched only from the event loop.
@@ -90,18 +90,6 @@ def _output_head(tensor: Tensor) -> bytes:
         _output_heads.clear()
     _output_heads[tensor.name, tensor.datatype, shape] = made
     return made
-
-
-def tensor_bytes(tensor: Tensor) -> Buffer:
-    """A tensor as the wire carries it: row-major, little-endian; BYTES with a length before each element."""
-    array = tensor.array
-    if tensor.datatype is BYTES:
-        return encode_elements(flat_elements(array))
-    if array.dtype != tensor.datatype.numpy:
-        raise Internal(f"output '{tensor.name}' is {array.dtype}, not {tensor.datatype}")
-    if array.nbytes <= _COPIED_BYTES:
-        return array.tobytes()
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def json_data(tensor: Tensor) -> bytes:

@@ -1,0 +1,110 @@
+"""InferenceResponse → the bytes of a ModelInferResponse or ModelStreamInferResponse. Pure.
+
+The message is put together by hand: what responses have in common is kept, and the tensors follow it as they are, not
+copied unless small. Outputs are always raw, as Triton's are.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from doorstep import proto
+from doorstep.config.model import ModelConfig
+from doorstep.errors import InvalidArgument
+from doorstep.protocols.kserve.classification import classify
+from doorstep.protocols.kserve.grpc_parameters import set_parameter
+from doorstep.protocols.kserve.protobuf_wire import varint
+from doorstep.protocols.kserve.tensor_bytes import tensor_bytes
+from doorstep.protocols.kserve.wanted import Wanted
+from doorstep.request import InferenceResponse, Parameter
+from doorstep.types import DataType
+from doorstep.wire.exchange import Buffer
+
+Buffers = tuple[Buffer, ...]
+
+_LARGEST = 2**31 - 1  # bytes of one message
+_JOINED_BYTES = 16_384  # a smaller message goes out as one buffer
+
+# Tags of length-delimited fields: number << 3 | 2.
+_ID = b"\x1a"  # ModelInferResponse.id = 3
+_OUTPUT = b"\x2a"  # ModelInferResponse.outputs = 5
+_RAW = b"\x32"  # ModelInferResponse.raw_output_contents = 6
+_ERROR = b"\x0a"  # ModelStreamInferResponse.error_message = 1
+_RESPONSE = b"\x12"  # ModelStreamInferResponse.infer_response = 2
+
+
+def encode_infer(response: InferenceResponse, wanted: Wanted, config: ModelConfig, extra: bytes = b"") -> Buffers:
+    """A successful response as a ModelInferResponse. `extra` is more of the same message, already encoded."""
+    head = [_opening(response.model_name, response.model_version)]
+    if response.id:
+        text = response.id.encode()
+        head += (_ID, varint(len(text)), text)
+    if response.parameters:
+        head.append(_parameters(response.parameters))
+    head.append(extra)
+    body: list[Buffer] = []
+    forms = wanted.forms
+    for tensor in response.outputs:
+        if forms and tensor.name in forms:
+            spec = config.outputs[tensor.name]
+            classes = forms[tensor.name].classes
+            tensor = classify(tensor, classes, spec.labels, batched=config.max_batch_size > 0)
+        head.append(_output(tensor.name, tensor.datatype, tensor.array.shape))
+        data = tensor_bytes(tensor)
+        body += (_RAW + varint(len(data)), data)
+    size = sum(map(len, head)) + sum(map(len, body))
+    if size <= _JOINED_BYTES:
+        return (b"".join(head + body),)  # type: ignore[operator]
+    if size > _LARGEST:
+        raise InvalidArgument(f"Response has byte size {size} which exceeds gRPC's byte size limit {_LARGEST}.")
+    # The first raw tensor's tag goes with the head, so that the buffers are head, tensor, tag, tensor …
+    return (b"".join((*head, body[0])), *body[1:])
+
+
+def encode_stream(message: Buffers) -> Buffers:
+    """A ModelInferResponse inside a ModelStreamInferResponse."""
+    first = b"".join((_RESPONSE, varint(sum(map(len, message))), message[0]))
+    return (first, *message[1:])
+
+
+def encode_stream_error(text: str, inner: bytes) -> bytes:
+    """A failed request of a stream: the error, and a ModelInferResponse that says which request it was."""
+    error = text.encode("utf-8", "replace")
+    return b"".join((_ERROR, varint(len(error)), error, _RESPONSE, varint(len(inner)), inner))
+
+
+@lru_cache(maxsize=1024)
+def _opening(name: str, version: str) -> bytes:
+    made: bytes = proto.ModelInferResponse(model_name=name, model_version=version).SerializeToString()
+    return made
+
+
+@lru_cache(maxsize=1024)
+def _output(name: str, datatype: DataType, shape: tuple[int, ...]) -> bytes:
+    output = proto.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype.name, shape=shape)
+    made: bytes = output.SerializeToString()
+    return _OUTPUT + varint(len(made)) + made
+
+
+def _parameters(parameters: dict[str, Parameter]) -> bytes:
+    message = proto.ModelInferResponse()
+    for key, value in parameters.items():
+        set_parameter(message.parameters[key], value)
+    made: bytes = message.SerializeToString()
+    return made
+
+
+def final_flag(final: bool) -> bytes:
+    """The parameter `triton_final_response`, for the responses of a stream."""
+    return _FINAL[final]
+
+
+_FINAL = {final: _parameters({"triton_final_response": final}) for final in (False, True)}
+
+
+def named(request_id: str, model_name: str = "", model_version: str = "") -> bytes:
+    """A ModelInferResponse that only says whose it is."""
+    made: bytes = proto.ModelInferResponse(
+        id=request_id, model_name=model_name, model_version=model_version
+    ).SerializeToString()
+    return made

@@ -1,0 +1,113 @@
+"""POST …/infer: from an exchange to the server, and from a response to the exchange. Knows no queue and no backend."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from doorstep.config.model import ModelConfig
+from doorstep.errors import DoorstepError, Internal, Unsupported
+from doorstep.protocols.kserve.errors import JSON_CONTENT, checked_version, error_body, http_status
+from doorstep.protocols.kserve.http_decode import decode_infer, header_length
+from doorstep.protocols.kserve.http_encode import encode_infer
+from doorstep.protocols.kserve.wanted import ALL_JSON
+from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.wire.compression import choose_coding, compress
+from doorstep.wire.exchange import Buffer, Exchange, Headers
+
+if TYPE_CHECKING:
+    from doorstep.server import InferenceServer
+
+logger = logging.getLogger("doorstep.kserve")
+
+COMPRESSED_ON_LOOP = 16_384  # bytes; more takes a millisecond, and a thread
+_BINARY_CONTENT = (b"content-type", b"application/octet-stream")
+
+
+def respond_error(exchange: Exchange, error: DoorstepError) -> None:
+    exchange.respond(http_status(error), JSON_CONTENT, error_body(error.message))
+
+
+class HttpSender:
+    """Answers one exchange with one response. Touched only from the event loop."""
+
+    __slots__ = ("_early", "_exchange", "config", "wanted")
+
+    def __init__(self, exchange: Exchange, config: ModelConfig) -> None:
+        self._exchange = exchange
+        self._early: InferenceResponse | None = None  # a response that came before the final one
+        self.config = config
+        self.wanted = ALL_JSON
+
+    def send(self, response: InferenceResponse, final: bool) -> None:
+        if not final and self._early is None:
+            self._early = response
+            return
+        exchange = self._exchange
+        exchange.on_disconnect = None
+        if self._early is not None:
+            response.error = response.error or Internal("expected a single response, got 2")
+        if response.error is not None:
+            respond_error(exchange, response.error)
+            return
+        try:
+            text, buffers = encode_infer(response, self.wanted, self.config)
+        except DoorstepError as error:
+            respond_error(exchange, error)
+            return
+        except Exception as error:
+            logger.exception("%r cannot be encoded", response)
+            respond_error(exchange, Internal(f"the response cannot be encoded: {error}"))
+            return
+        headers: Headers = JSON_CONTENT
+        if buffers:
+            headers = (_BINARY_CONTENT, (b"inference-header-content-length", b"%d" % len(text)))
+        accepted = exchange.headers.get(b"accept-encoding")
+        if accepted is None:
+            exchange.respond(200, headers, text, *buffers)
+        else:
+            _respond_coded(exchange, choose_coding(accepted), headers, (text, *buffers))
+
+
+def _respond_coded(exchange: Exchange, coding: bytes, headers: Headers, body: tuple[Buffer, ...]) -> None:
+    if coding == b"identity":
+        exchange.respond(200, headers, *body)
+        return
+    headers = (*headers, (b"content-encoding", coding))
+    if sum(map(len, body)) <= COMPRESSED_ON_LOOP:
+        exchange.respond(200, headers, *compress(coding, *body))
+        return
+    future = asyncio.get_running_loop().run_in_executor(None, compress, coding, *body)
+    future.add_done_callback(lambda done: exchange.respond(200, headers, *done.result()))
+
+
+class InferEndpoint:
+    __slots__ = ("_max_input_size", "_server")
+
+    def __init__(self, server: InferenceServer, max_input_size: int) -> None:
+        self._server = server
+        self._max_input_size = max_input_size
+
+    def infer(self, exchange: Exchange) -> None:
+        params = exchange.params
+        try:
+            version = params.get("version", "")
+            if version:
+                version = checked_version(version)
+            config = self._server.model(params["name"], version).config
+            if config.decoupled:
+                raise Unsupported("HTTP end point doesn't support models with decoupled transaction policy")
+            body = exchange.body
+            size = len(body)
+            declared = exchange.headers.get(b"inference-header-content-length")
+            if declared is not None:
+                size = header_length(declared, size)
+            sender = HttpSender(exchange, config)
+            request = InferenceRequest(config.name, {}, sender, model_version=version, received_ns=exchange.received_ns)
+            sender.wanted = decode_infer(request, body, size, config, self._max_input_size)
+            exchange.on_disconnect = request.cancel
+            self._server.infer(request)
+        except DoorstepError as error:
+            exchange.on_disconnect = None
+            respond_error(exchange, error)
