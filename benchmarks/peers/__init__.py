@@ -1,0 +1,1 @@
+"""The servers Doorstep is measured against, and how each is installed and started."""

@@ -1,0 +1,23 @@
+"""`python tests/conformance/differential record | compare | document`: makes the recording, shows differences, writes the docs."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from differential import recording  # noqa: E402
+from differential.runner import gather  # noqa: E402
+from differential.servers import start_triton  # noqa: E402
+
+
+def record() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        answers = gather(start_triton, Path(folder))
+    recording.save(answers)
+    print(f"{len(answers)} answers in {recording.FILE}")
+
+
+{"record": record}[sys.argv[1]]()
