@@ -8,21 +8,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import orjson
 
 from doorstep.wire.exchange import Exchange, Gate, Refusal
 
-GRPC_PREFIX = "triton-grpc-protocol-"
-
-
-@dataclass(frozen=True, slots=True)
-class Restriction:
-    """The header that opens an API, and its value."""
-
-    header: str
-    value: str
+Restriction = tuple[str, str]  # the header that opens an API, in lower case and in full, and its value
 
 
 def restricted_gate(
@@ -43,14 +34,10 @@ def restricted_gate(
         restriction = (grpc if over_grpc else http).get(category)
         if restriction is None:
             return None
-        header = (GRPC_PREFIX if over_grpc else "") + restriction.header.lower()
-        given = exchange.headers.get(header.encode(), b"")
-        if hmac.compare_digest(given, restriction.value.encode()):
+        header, value = restriction
+        if hmac.compare_digest(exchange.headers.get(header.encode(), b""), value.encode()):
             return None
-        if over_grpc:
-            message = f"This protocol is restricted, expecting header '{GRPC_PREFIX}{restriction.header}'"
-        else:
-            message = f"This API is restricted, expecting header '{restriction.header}'"
+        message = f"This {'protocol' if over_grpc else 'API'} is restricted, expecting header '{header}'"
         return Refusal(
             403,
             orjson.dumps({"error": message}),

@@ -1,4 +1,4 @@
-"""Which of Triton's API categories each V2 route belongs to, for `--http-restricted-api` and `--grpc-restricted-protocol`.
+"""Which of Triton's API categories each V2 route belongs to, for --http-restricted-api and --grpc-restricted-protocol.
 
 Knows route patterns and no endpoint; a test checks that every V2 route has its row. HTTP and gRPC share the table, so
 that an API closed on one is not open on the other by oversight.

@@ -1,0 +1,221 @@
+"""The one place that knows everything: builds the server from its options, opens its listeners, and ends it in order.
+
+Life: open the listeners (alive, not ready) → load models → ready → a signal → not ready, no new connections → answer what
+is in flight → unload → exit. Exit codes are in `Exit`, and in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from doorstep.config.load import load_config, parse_json_config
+from doorstep.config.options import ServerOptions, TlsFiles
+from doorstep.config.support import fields_without_meaning
+from doorstep.errors import DoorstepError
+from doorstep.model import LoadOptions, Model, load_model
+from doorstep.observability.access import access_hook
+from doorstep.observability.metrics import MetricsEndpoint
+from doorstep.protocols import grpc_health, grpc_reflection, kserve
+from doorstep.protocols.kserve.categories import category_of
+from doorstep.repository.base import VersionSpec
+from doorstep.repository.repository import ModelRepository, RepositoryOptions
+from doorstep.security.restricted import restricted_gate
+from doorstep.server import InferenceServer
+from doorstep.wire.context import ListenerContext
+from doorstep.wire.grpc import GrpcServer
+from doorstep.wire.http2_settings import Http2Settings
+from doorstep.wire.limits import WireLimits
+from doorstep.wire.listener import Address, Listener, share
+from doorstep.wire.router import Router
+from doorstep.wire.tls import TlsOptions
+
+logger = logging.getLogger("doorstep")
+
+
+class Exit(IntEnum):
+    OK = 0  # stopped by a signal, everything answered
+    FAILED = 1  # could not start: a model that does not load, a port that is taken
+    BAD_OPTIONS = 2
+    CUT_OFF = 3  # stopped before everything was answered: --exit-timeout-secs passed, or a second signal came
+
+
+class App:
+    """One server process. Touched only from the event loop."""
+
+    def __init__(self, options: ServerOptions, on_ready: Callable[[App], None] | None = None) -> None:
+        self.options = options
+        self.listeners: list[Listener] = []
+        self._on_ready = on_ready
+        self._stop = asyncio.Event()
+        self._signals = 0
+        self._loop = asyncio.get_running_loop()
+        self.repository: ModelRepository[Model] = ModelRepository(
+            RepositoryOptions(
+                repositories=[Path(p) for p in options.model_repositories],
+                control=options.model_control_mode,  # type: ignore[arg-type]
+                poll_s=options.repository_poll_secs,
+                startup_models=options.load_models,
+                load_threads=options.model_load_thread_count,
+                load_retries=options.model_load_retry_count,
+            ),
+            self._load,
+            self._read_config,
+            parse_json_config,
+        )
+        self.server = InferenceServer(
+            self.repository, name=options.id, strict_readiness=options.strict_readiness
+        )
+        self._load_options = LoadOptions(options.backend_config, complete=options.auto_complete_config)
+
+    # What the repository calls, in its loader pool
+
+    def _load(self, spec: VersionSpec) -> Model:
+        return load_model(spec, self._load_options, self._loop)
+
+    def _read_config(self, directory: Path, name: str) -> Any:
+        config = load_config(
+            directory, config_name=self.options.model_config_name, required=not self.options.auto_complete_config
+        )
+        for note in fields_without_meaning(config):
+            logger.info("model '%s': %s", name, note)
+        return config
+
+    # Listeners
+
+    def _addresses(self) -> list[Address]:
+        o = self.options
+        http_tls, grpc_tls = _tls(o.tls), _tls(o.grpc_tls)
+        wanted = []
+        if o.allow_http:
+            wanted.append(
+                Address("http", o.http_address, o.http_port, tls=http_tls, reuse_port=o.reuse_http_port, option="--http-port")
+            )
+        if o.allow_grpc:
+            wanted.append(
+                Address("grpc", o.grpc_address, o.grpc_port, tls=grpc_tls, reuse_port=o.reuse_grpc_port, option="--grpc-port")
+            )
+        if o.allow_metrics:
+            wanted.append(Address("metrics", o.metrics_address, o.metrics_port, tls=http_tls, option="--metrics-port"))
+        return wanted
+
+    def _build_listeners(self) -> None:
+        o = self.options
+        limits = WireLimits(**o.limits)  # type: ignore[arg-type]
+        http2 = Http2Settings(**o.http2)  # type: ignore[arg-type]
+        gate = restricted_gate(category_of, o.http_restricted, o.grpc_restricted, grpc_reflection.is_grpc_route)
+        # One list, in order: what is cheapest to refuse, and says least about the rest, comes first.
+        gates = [gate] if gate is not None else []
+        contexts: list[ListenerContext] = []
+        metrics = MetricsEndpoint(self.server.models, contexts, self.repository.index)
+        for address, names in share(self._addresses()):
+            router = Router()
+            grpc = GrpcServer(router, limits, compression=o.grpc_infer_response_compression_level)
+            if "http" in names or "grpc" in names:
+                kserve.register(router if o.allow_http else None, grpc if o.allow_grpc else None, self.server, limits)
+            grpc_health.register(grpc, self.server)
+            grpc_reflection.register(grpc)
+            if "metrics" in names:
+                metrics.register(router)
+            context = ListenerContext(
+                address.name, router, limits, gates=gates, http2=http2, on_access=access_hook() if o.access_log else None
+            )
+            contexts.append(context)
+            self.listeners.append(Listener(context, address))
+
+    # Life
+
+    async def run(self) -> Exit:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            self._build_listeners()
+            for listener in self.listeners:
+                await listener.open()
+            starting = asyncio.ensure_future(self.server.start())
+            stopping = asyncio.ensure_future(self._stop.wait())
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():  # a signal while models load
+                return await self._end()
+            report = starting.result()
+        except DoorstepError as error:
+            logger.error("%s", error.message)
+            await self._end()
+            return Exit.FAILED
+        for name, why in report.failures.items():
+            logger.error("failed to load '%s': %s", name, why)
+        if report.failures and self.options.exit_on_error:
+            logger.error("not starting, because %d models failed to load (--exit-on-error=false serves the others)",
+                         len(report.failures))  # fmt: skip
+            await self._end()
+            return Exit.FAILED
+        # What was made to start up lives as long as the server: the garbage collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 50)
+        for listener in self.listeners:
+            logger.info("%s on %s", _what(listener), listener.url)
+        if self._on_ready is not None:
+            self._on_ready(self)
+        await self._stop.wait()
+        return await self._end()
+
+    def _on_signal(self, number: int) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            logger.warning("%s again: ending at once", signal.Signals(number).name)
+            logging.shutdown()
+            sys.stderr.flush()
+            import os
+
+            os._exit(Exit.CUT_OFF)
+        logger.info("%s: finishing what is in flight, for at most %d s", signal.Signals(number).name,
+                    self.options.exit_timeout_secs)  # fmt: skip
+        self.server.stop_accepting()
+        self._stop.set()
+
+    async def _end(self) -> Exit:
+        """Not ready, no new connections, answers for what is in flight, then nothing left."""
+        deadline = self._loop.time() + self.options.exit_timeout_secs
+        self.server.stop_accepting()
+        for listener in self.listeners:
+            listener.stop_accepting()
+        finished = await self.server.drain(max(deadline - self._loop.time(), 0))
+        # Answers are written by now; connections get a moment to take them, and are closed.
+        await asyncio.gather(*(listener.close(max(deadline - self._loop.time(), 0.1)) for listener in self.listeners))
+        left = await self.server.stop(max(deadline - self._loop.time(), 1.0))
+        for what in left:
+            logger.warning("did not end in time: %s", what)
+        logger.info("stopped")
+        return Exit.OK if finished and not left else Exit.CUT_OFF
+
+
+def _tls(files: TlsFiles | None) -> TlsOptions | None:
+    return None if files is None else TlsOptions(files.cert, files.key, files.client_ca)
+
+
+def _what(listener: Listener) -> str:
+    return "metrics" if listener.address.name == "metrics" else "HTTP and gRPC"
+
+
+def run(options: ServerOptions, on_ready: Callable[[App], None] | None = None) -> int:
+    """Serves until a signal; returns the exit code."""
+    import uvloop
+
+    # Threads of models take the GIL from the loop; short turns keep connections answered while they compute.
+    sys.setswitchinterval(0.0005)
+
+    async def main() -> Exit:
+        return await App(options, on_ready).run()
+
+    return int(uvloop.run(main()))
+
+
+__all__ = ["App", "Exit", "run"]
