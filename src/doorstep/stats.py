@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from doorstep.errors import FailureReason
 
@@ -119,17 +120,27 @@ class ModelStatistics:
         self.time_compute_ns.observe(input_ns + infer_ns + output_ns)
         self.time_batch_size.observe(rows)
 
-    def record_success(self, total_ns: int, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """One request answered by an execution."""
-        self.success_count += 1
+    def record_successes(self, waits: Sequence[tuple[int, int]], input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Requests answered by one execution; for each (nanoseconds in all, nanoseconds queued)."""
+        count = len(waits)
+        self.success_count += count
+        self.compute_count += count
+        self.compute_input_ns += count * input_ns
+        self.compute_infer_ns += count * infer_ns
+        self.compute_output_ns += count * output_ns
+        total_ns = queued_ns = 0
+        bounds = _DURATION_BUCKETS_NS
+        totals, queues = self.time_request_ns, self.time_queue_ns
+        total_counts, queue_counts = totals.counts, queues.counts
+        for total, queued in waits:
+            total_ns += total
+            queued_ns += queued
+            total_counts[bisect_left(bounds, total)] += 1
+            queue_counts[bisect_left(bounds, queued)] += 1
         self.success_ns += total_ns
-        self.queue_ns += queue_ns
-        self.compute_count += 1
-        self.compute_input_ns += input_ns
-        self.compute_infer_ns += infer_ns
-        self.compute_output_ns += output_ns
-        self.time_request_ns.observe(total_ns)
-        self.time_queue_ns.observe(queue_ns)
+        self.queue_ns += queued_ns
+        totals.total += total_ns
+        queues.total += queued_ns
 
     def record_failure(self, total_ns: int, reason: FailureReason) -> None:
         self.fail_count += 1

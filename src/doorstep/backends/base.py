@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from doorstep.backends.gather import Gatherer
 from doorstep.config.model import ModelConfig
 from doorstep.request import Batch
 from doorstep.types import Array
@@ -55,13 +56,11 @@ class ModelInstance(ABC):
 
 
 class TensorInstance(ModelInstance):
-    """For libraries that map named arrays to named arrays: gathers a batch, calls `run` once, scatters what it returns.
-
-    (Implemented in backends/gather.py's terms; see there for what happens to requests that cannot be stacked.)
-    """
+    """For libraries that map named arrays to named arrays: gathers a batch, calls `run` once, scatters what it returns."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+        self._gather = Gatherer(config, self.run)
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Mapping[str, Array]:
@@ -69,9 +68,7 @@ class TensorInstance(ModelInstance):
         somebody asked for. BYTES arrays hold `bytes` on the way in and may hold `str` or `bytes` on the way out."""
 
     def execute(self, batch: Batch) -> None:
-        from doorstep.backends.gather import run_batch
-
-        run_batch(self, batch)
+        self._gather(batch)
 
 
 class Backend(ABC):
@@ -81,7 +78,7 @@ class Backend(ABC):
     default_filename: str = ""  # the artefact's name inside a version's folder: model.onnx …
     default_execution: Execution = "auto"  # where instances run unless the model's config says otherwise
 
-    def complete_config(  # noqa: B027 (a backend that wants its config whole leaves it out)
+    def complete_config(  # noqa: B027 (not every backend can tell)
         self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext
     ) -> None:
         """Fills in what the config leaves out, from the model's files; `proto` is an inference.ModelConfig message.

@@ -1,14 +1,12 @@
 """Gathers a batch's tensors, runs a `TensorInstance` once, and scatters what it returns. Knows no library.
 
-The scheduler only puts requests together that can be stacked; requests whose stacking fails all the same get their own
-error, and the others run.
+The scheduler only puts requests together whose shapes can be stacked, so gathering cannot fail for one of them alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,53 +15,97 @@ from doorstep.errors import BackendError
 from doorstep.request import Batch, InferenceRequest
 from doorstep.types import BYTES, Array, Tensor
 
-if TYPE_CHECKING:
-    from doorstep.backends.base import TensorInstance
+Run = Callable[[Mapping[str, Array], tuple[str, ...]], Mapping[str, Array]]
 
 
-def run_batch(instance: TensorInstance, batch: Batch) -> None:
-    """Sets a result for every request of `batch`, or raises what `instance.run` raised."""
-    config = instance.config
-    requests = batch.requests
-    wanted = _wanted(requests, config)
-    first = requests[0]
-    if len(requests) == 1:
-        inputs = {name: tensor.array for name, tensor in first.inputs.items()}
-    else:
-        inputs = {name: np.concatenate([request.inputs[name].array for request in requests]) for name in first.inputs}
-    if config.has_reshape:
-        inputs = {name: _to_backend(array, config.inputs[name]) for name, array in inputs.items()}
-    batch.input_end_ns = time.monotonic_ns()
-    outputs = instance.run(inputs, wanted)
-    batch.output_start_ns = time.monotonic_ns()
-    tensors = [_checked(name, outputs, config) for name in wanted]
-    if len(requests) == 1:
-        batch.results[0] = tensors if not first.requested_outputs else _select(tensors, first)
-        return
-    for tensor in tensors:
-        if tensor.array.ndim == 0 or tensor.array.shape[0] != batch.rows:
-            raise BackendError(
-                f"output '{tensor.name}' of model '{config.name}' has shape {list(tensor.array.shape)}, "
-                f"but a batch of {batch.rows} must give {batch.rows} rows"
+class Gatherer:
+    """What of gathering and scattering is the same for all batches of a model, worked out once."""
+
+    __slots__ = ("_everything", "_has_reshape", "_inputs", "_name", "_outputs", "_run")
+
+    def __init__(self, config: ModelConfig, run: Run) -> None:
+        self._name = config.name
+        self._run = run
+        self._inputs = config.inputs
+        self._has_reshape = config.has_reshape
+        self._everything = config.output_names
+        # Per output: its datatype, the dtype the array must have (None: it needs more than a look), and its spec.
+        self._outputs = {
+            name: (
+                spec.datatype,
+                None if spec.datatype is BYTES or spec.reshape is not None else spec.datatype.numpy,
+                spec,
             )
-    start = 0
-    results = batch.results
-    for i, request in enumerate(requests):
-        end = start + request.rows
-        piece = [Tensor(t.name, t.datatype, t.array[start:end]) for t in tensors]
-        results[i] = piece if not request.requested_outputs else _select(piece, request)
-        start = end
+            for name, spec in config.outputs.items()
+        }
 
+    def __call__(self, batch: Batch) -> None:
+        """Sets a result for every request of `batch`, or raises what the model raised."""
+        requests = batch.requests
+        alone = len(requests) == 1
+        first = requests[0]
+        inputs: dict[str, Array]
+        if alone:
+            inputs = {name: tensor.array for name, tensor in first.inputs.items()}
+        else:
+            inputs = {name: np.concatenate([r.inputs[name].array for r in requests]) for name in first.inputs}
+        if self._has_reshape:
+            inputs = {name: _to_backend(array, self._inputs[name]) for name, array in inputs.items()}
+        wanted = self._wanted(requests)
+        batch.input_end_ns = time.monotonic_ns()
+        outputs = self._run(inputs, wanted)
+        batch.output_start_ns = time.monotonic_ns()
+        tensors = []
+        for name in wanted:
+            datatype, dtype, spec = self._outputs[name]
+            array = outputs.get(name)
+            if array is None or dtype is None or array.dtype != dtype:
+                array = self._settle(array, spec)
+            tensors.append(Tensor(name, datatype, array))
+        if alone:
+            batch.results[0] = tensors if not first.requested_outputs else _select(tensors, first)
+        else:
+            self._scatter(batch, tensors)
 
-def _wanted(requests: list[InferenceRequest], config: ModelConfig) -> tuple[str, ...]:
-    """The outputs that at least one request asks for, in the config's order."""
-    everything = config.output_names
-    asked: set[str] = set()
-    for request in requests:
-        if not request.requested_outputs:
-            return everything
-        asked.update(request.requested_outputs)
-    return tuple(name for name in everything if name in asked)
+    def _scatter(self, batch: Batch, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.array.ndim == 0 or tensor.array.shape[0] != batch.rows:
+                raise BackendError(
+                    f"output '{tensor.name}' of model '{self._name}' has shape {list(tensor.array.shape)}, "
+                    f"but a batch of {batch.rows} must give {batch.rows} rows"
+                )
+        start = 0
+        results = batch.results
+        for i, request in enumerate(batch.requests):
+            end = start + request.rows
+            piece = [Tensor(t.name, t.datatype, t.array[start:end]) for t in tensors]
+            results[i] = piece if not request.requested_outputs else _select(piece, request)
+            start = end
+
+    def _wanted(self, requests: list[InferenceRequest]) -> tuple[str, ...]:
+        """The outputs that at least one request asks for, in the config's order."""
+        asked: set[str] = set()
+        for request in requests:
+            if not request.requested_outputs:
+                return self._everything
+            asked.update(request.requested_outputs)
+        return tuple(name for name in self._everything if name in asked)
+
+    def _settle(self, array: Array | None, spec: TensorSpec) -> Array:
+        """The output as the config promises it: its datatype, and the wire's shape where the library's is another."""
+        if array is None:
+            raise BackendError(f"model '{self._name}' returned no output '{spec.name}'")
+        if spec.datatype is BYTES:
+            array = _as_bytes(array)
+        elif array.dtype != spec.datatype.numpy:
+            raise BackendError(
+                f"output '{spec.name}' of model '{self._name}' is {array.dtype}, "
+                f"not the config's {spec.datatype.config_name}"
+            )
+        if spec.reshape is not None and spec.dims.count(-1) <= 1:
+            lead = array.shape[:1] if len(spec.shape) > len(spec.dims) else ()
+            array = array.reshape(lead + spec.dims)
+        return array
 
 
 def _select(tensors: list[Tensor], request: InferenceRequest) -> list[Tensor]:
@@ -77,26 +119,6 @@ def _to_backend(array: Array, spec: TensorSpec) -> Array:
         return array
     lead = array.shape[:1] if len(spec.shape) > len(spec.dims) else ()
     return array.reshape(lead + spec.reshape)
-
-
-def _checked(name: str, outputs: Mapping[str, Array], config: ModelConfig) -> Tensor:
-    """One output as the config promises it: its datatype, and its wire shape if the library's differs by `reshape`."""
-    spec = config.outputs[name]
-    array = outputs.get(name)
-    if array is None:
-        raise BackendError(f"model '{config.name}' returned no output '{name}'")
-    if spec.datatype is BYTES:
-        array = _as_bytes(array)
-    elif array.dtype != spec.datatype.numpy:
-        raise BackendError(
-            f"output '{name}' of model '{config.name}' is {array.dtype}, not the config's {spec.datatype.config_name}"
-        )
-    if spec.reshape is not None:
-        lead = array.shape[:1] if len(spec.shape) > len(spec.dims) else ()
-        dims = spec.dims
-        if -1 not in dims or dims.count(-1) == 1:
-            array = array.reshape(lead + dims)
-    return Tensor(name, spec.datatype, array)
 
 
 def _as_bytes(array: Array) -> Array:

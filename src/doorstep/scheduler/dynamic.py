@@ -55,6 +55,7 @@ class DynamicBatchScheduler:
         self._stats = stats
         self._loop = loop
         self._queue_policy = queue_policy
+        self._has_timeouts = bool(queue_policy.default_timeout_ns or queue_policy.allow_override)
         self._key_of = key_of
         self._clock = clock
         self._queue: deque[InferenceRequest] = deque()  # may hold cancelled requests until the next look
@@ -98,12 +99,10 @@ class DynamicBatchScheduler:
             raise QueueRejected("Exceeds maximum queue size")
         if self._key_of is not None:
             request.batch_key = self._key_of(request)
-        request.queued_ns = now = self._clock()
+        request.queued_ns = self._clock()
         request.on_cancel = self._on_cancel
-        timeout_ns = self._timeout_of(request)
-        if timeout_ns:
-            request.deadline_ns = now + timeout_ns
-            self._alarm.set(request.deadline_ns)
+        if self._has_timeouts:
+            self._set_deadline(request)
         self._queue.append(request)
         # Whatever else arrives in this turn of the loop can share the batch.
         if not self._pump_soon and self._idle:
@@ -169,31 +168,30 @@ class DynamicBatchScheduler:
         self._idle.append(batch.worker)
         if self._queue and not self._pumping:
             self._pump()
-        start_ns, end_ns = batch.compute_start_ns, batch.compute_end_ns
-        input_ns = max(batch.input_end_ns - start_ns, 0)
-        output_ns = max(end_ns - batch.output_start_ns, 0) if batch.output_start_ns else 0
-        infer_ns = max(end_ns - start_ns - input_ns - output_ns, 0)
-        stats = self._stats
         requests = batch.requests
         self._running_count -= len(requests)
-        executed = False
+        start_ns, end_ns = batch.compute_start_ns, batch.compute_end_ns
+        name, version, in_order = self._name, self._version, self._in_order
+        waits = []
+        responses = []
         for request, result in zip(requests, batch.results, strict=True):
             if request.cancelled:  # answered when it was cancelled
                 continue
             if result is None:
-                result = Internal(f"model '{self._name}' gave no result for the request")
+                result = Internal(f"model '{name}' gave no result for the request")
             if isinstance(result, DoorstepError):
-                self._answer(request, InferenceResponse(self._name, self._version, request.id, error=result))
-                continue
-            if not executed:
-                executed = True
-                stats.record_batch(batch.rows, input_ns, infer_ns, output_ns)
-            stats.record_success(
-                end_ns - request.received_ns, start_ns - request.queued_ns, input_ns, infer_ns, output_ns
-            )
-            response = InferenceResponse(self._name, self._version, request.id, result)
-            if self._in_order is None:
+                self._stats.record_failure(end_ns - request.received_ns, result.reason)
+                response = InferenceResponse(name, version, request.id, (), result)
+            else:
+                waits.append((end_ns - request.received_ns, start_ns - request.queued_ns))
+                response = InferenceResponse(name, version, request.id, result)
+            if in_order is None:
                 request.on_cancel = None
+            responses.append((request, response))
+        if waits:
+            self._record(batch, waits)
+        for request, response in responses:
+            if in_order is None:
                 request.sender.send(response, True)
             else:
                 self._answer_in_order(request, response)
@@ -202,17 +200,16 @@ class DynamicBatchScheduler:
         if self._empty is not None:
             self._tell_empty()
 
-    # Ends other than an answer from the model
+    def _record(self, batch: Batch, waits: list[tuple[int, int]]) -> None:
+        """The statistics of a batch of which at least one request succeeded."""
+        start_ns, end_ns = batch.compute_start_ns, batch.compute_end_ns
+        input_ns = max(batch.input_end_ns - start_ns, 0)
+        output_ns = max(end_ns - batch.output_start_ns, 0) if batch.output_start_ns else 0
+        infer_ns = max(end_ns - start_ns - input_ns - output_ns, 0)
+        self._stats.record_batch(batch.rows, input_ns, infer_ns, output_ns)
+        self._stats.record_successes(waits, input_ns, infer_ns, output_ns)
 
-    def _answer(self, request: InferenceRequest, response: InferenceResponse) -> None:
-        error = response.error
-        if error is not None:
-            self._stats.record_failure(self._clock() - request.received_ns, error.reason)
-        if self._in_order is None:
-            request.on_cancel = None
-            request.sender.send(response, True)
-        else:
-            self._answer_in_order(request, response)
+    # Ends other than an answer from the model
 
     def _answer_in_order(self, request: InferenceRequest, response: InferenceResponse) -> None:
         """Notes the answer at its place; `_send_in_order` sends what has become due."""
@@ -255,17 +252,19 @@ class DynamicBatchScheduler:
 
     # Time
 
-    def _timeout_of(self, request: InferenceRequest) -> int:
+    def _set_deadline(self, request: InferenceRequest) -> None:
         policy = self._queue_policy
         timeout_ns = policy.default_timeout_ns
         if policy.allow_override and request.timeout_us:
             asked_ns = request.timeout_us * 1000
             timeout_ns = min(asked_ns, timeout_ns) if timeout_ns else asked_ns
-        return timeout_ns
+        if timeout_ns:
+            request.deadline_ns = request.queued_ns + timeout_ns
+            self._alarm.set(request.deadline_ns)
 
     def _on_alarm(self) -> None:
         now = self._clock()
-        if self._queue_policy.default_timeout_ns or self._queue_policy.allow_override:
+        if self._has_timeouts:
             next_ns = 0
             for request in list(self._queue):
                 if request.cancelled or not request.deadline_ns:

@@ -42,7 +42,8 @@ class WaitUntil:
     ns: int
 
 
-_ALONE = Dispatch(1)
+_DISPATCH = tuple(Dispatch(count) for count in range(257))  # made once: a decision is made for every batch
+_ALONE = _DISPATCH[1]
 
 
 def plan(queue: Iterable[Queued], now_ns: int, policy: BatchPolicy) -> Dispatch | WaitUntil | None:
@@ -75,8 +76,12 @@ def plan(queue: Iterable[Queued], now_ns: int, policy: BatchPolicy) -> Dispatch 
                 preferred_count = count
         closed = closed or rows >= max_rows
     if preferred_count:
-        return Dispatch(preferred_count)
+        return _dispatch(preferred_count)
     due_ns = first.queued_ns + policy.max_delay_ns
     if closed or now_ns >= due_ns:
-        return Dispatch(count)
+        return _dispatch(count)
     return WaitUntil(due_ns)
+
+
+def _dispatch(count: int) -> Dispatch:
+    return _DISPATCH[count] if count < len(_DISPATCH) else Dispatch(count)
