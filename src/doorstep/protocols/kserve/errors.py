@@ -1,12 +1,13 @@
-"""How the V2 protocol says each error: HTTP statuses, gRPC statuses and the JSON body. Knows no endpoint."""
+"""How the V2 protocol says errors over HTTP, and what it takes for a version. Knows no endpoint.
+
+(gRPC's statuses are in wire/grpc_status.py.)
+"""
 
 from __future__ import annotations
 
-import orjson
-
 from doorstep.errors import DoorstepError, ErrorCode, InvalidArgument
-
-JSON_CONTENT = ((b"content-type", b"application/json"),)
+from doorstep.wire.answers import JSON, error_body
+from doorstep.wire.exchange import Exchange
 
 HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.UNKNOWN: 400,
@@ -19,33 +20,9 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.CANCELLED: 400,
 }
 
-# Numbers of google.rpc.Code.
-GRPC_STATUS: dict[ErrorCode, int] = {
-    ErrorCode.UNKNOWN: 2,
-    ErrorCode.INTERNAL: 13,
-    ErrorCode.NOT_FOUND: 5,
-    ErrorCode.INVALID_ARG: 3,
-    ErrorCode.UNAVAILABLE: 14,
-    ErrorCode.UNSUPPORTED: 12,
-    ErrorCode.ALREADY_EXISTS: 6,
-    ErrorCode.CANCELLED: 1,
-}
 
-
-def error_body(message: str) -> bytes:
-    """`{"error": message}`; a lone surrogate, which no JSON text can hold, becomes a question mark."""
-    try:
-        return orjson.dumps({"error": message})
-    except orjson.JSONEncodeError:
-        return orjson.dumps({"error": message.encode("utf-8", "replace").decode()})
-
-
-def http_status(error: DoorstepError) -> int:
-    return HTTP_STATUS[error.code]
-
-
-def grpc_status(error: DoorstepError) -> int:
-    return GRPC_STATUS[error.code]
+def respond_error(exchange: Exchange, error: DoorstepError) -> None:
+    exchange.respond(HTTP_STATUS[error.code], JSON, error_body(error.message))
 
 
 def checked_version(text: str) -> str:

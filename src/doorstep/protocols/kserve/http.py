@@ -13,8 +13,8 @@ import orjson
 from doorstep.config.render import config_json
 from doorstep.errors import DoorstepError, Internal, InvalidArgument, Unsupported
 from doorstep.protocols.kserve import metadata
-from doorstep.protocols.kserve.errors import JSON_CONTENT, checked_version, error_body
-from doorstep.protocols.kserve.http_infer import InferEndpoint, respond_error
+from doorstep.protocols.kserve.errors import checked_version, respond_error
+from doorstep.protocols.kserve.http_infer import InferEndpoint
 from doorstep.protocols.kserve.json_parameters import as_bool
 from doorstep.protocols.kserve.json_text import loads
 from doorstep.protocols.kserve.texts import (
@@ -26,6 +26,7 @@ from doorstep.protocols.kserve.texts import (
     no_shared_memory_region,
 )
 from doorstep.repository.base import LoadRequest
+from doorstep.wire.answers import JSON, error_body
 from doorstep.wire.compression import IDENTITY_ONLY
 from doorstep.wire.exchange import Exchange
 from doorstep.wire.router import Router
@@ -45,7 +46,6 @@ _SHARED_MEMORY = ("/v2/systemsharedmemory", "/v2/cudasharedmemory")
 def add_routes(router: Router, server: InferenceServer, max_input_size: int) -> None:
     """Every HTTP route of the protocol."""
     endpoints = Endpoints(server, max_input_size)
-    get = "GET", "POST"
     router.add("GET", "/v2", endpoints.server_metadata)
     router.add("GET", "/v2/health/live", endpoints.live)
     router.add("GET", "/v2/health/ready", endpoints.ready)
@@ -68,7 +68,7 @@ def add_routes(router: Router, server: InferenceServer, max_input_size: int) -> 
             router.add("GET", f"{region}/status", endpoints.shared_memory_status)
             router.add("POST", f"{region}/register", refusing(SHARED_MEMORY_DISABLED))
             router.add("POST", f"{region}/unregister", refusing(SHARED_MEMORY_DISABLED))
-    for method in get:
+    for method in ("GET", "POST"):
         router.add(method, "/v2/trace/setting", refusing(TRACE_LATER))
         router.add(method, f"{_MODEL}/trace/setting", refusing(TRACE_LATER))
         router.add(method, "/v2/logging", refusing(LOGGING_LATER))
@@ -93,7 +93,7 @@ def answering(endpoint: Callable[[Endpoints, Exchange], Any]) -> Callable[[Endpo
         except DoorstepError as error:
             respond_error(exchange, error)
         else:
-            exchange.respond(200, JSON_CONTENT, body)
+            exchange.respond(200, JSON, body)
 
     return call
 
@@ -108,7 +108,7 @@ def acting(endpoint: Callable[[Endpoints, Exchange], Awaitable[None]]) -> Callab
         except DoorstepError as error:
             respond_error(exchange, error)
         else:
-            exchange.respond(200, JSON_CONTENT)
+            exchange.respond(200, JSON)
 
     return call
 
@@ -135,7 +135,7 @@ class Endpoints:
         if ready:
             exchange.respond(200, ())
         else:
-            exchange.respond(400, JSON_CONTENT, error_body("Model version not ready"))
+            exchange.respond(400, JSON, error_body("Model version not ready"))
 
     @answering
     def server_metadata(self, exchange: Exchange) -> Any:

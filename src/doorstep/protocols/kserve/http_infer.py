@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
-from doorstep.protocols.kserve.errors import JSON_CONTENT, checked_version, error_body, http_status
+from doorstep.protocols.kserve.errors import checked_version, respond_error
 from doorstep.protocols.kserve.http_decode import decode_infer, header_length
 from doorstep.protocols.kserve.http_encode import encode_infer
 from doorstep.protocols.kserve.wanted import ALL_JSON
 from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.wire.answers import JSON
 from doorstep.wire.compression import choose_coding, compress
 from doorstep.wire.exchange import Buffer, Exchange, Headers
 
@@ -23,10 +24,6 @@ logger = logging.getLogger("doorstep.kserve")
 
 COMPRESSED_ON_LOOP = 16_384  # bytes; more takes a millisecond, and a thread
 _BINARY_CONTENT = (b"content-type", b"application/octet-stream")
-
-
-def respond_error(exchange: Exchange, error: DoorstepError) -> None:
-    exchange.respond(http_status(error), JSON_CONTENT, error_body(error.message))
 
 
 class HttpSender:
@@ -60,7 +57,7 @@ class HttpSender:
             logger.exception("%r cannot be encoded", response)
             respond_error(exchange, Internal(f"the response cannot be encoded: {error}"))
             return
-        headers: Headers = JSON_CONTENT
+        headers: Headers = JSON
         if buffers:
             headers = (_BINARY_CONTENT, (b"inference-header-content-length", b"%d" % len(text)))
         accepted = exchange.headers.get(b"accept-encoding")
