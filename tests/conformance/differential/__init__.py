@@ -1,7 +1,7 @@
 """The same requests to Doorstep and to a real Triton; every difference is mended or listed with its reason.
 
-`repository.py` writes the models, `http_cases.py` and `grpc_cases.py` the requests, `wire.py` sends them, `compare.py` says what
-differs, `differences.toml` which differences are meant and why.
+`repository.py` writes the models, `*_cases.py` are the requests, `wire.py` sends them, `runner.py` asks a server all of
+them, `differences.toml` says which differences are meant and why, `compare.py` finds those it does not say.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""`python tests/conformance/differential record | compare | document`: makes the recording, shows differences, writes the docs."""
+"""`python tests/conformance/differential record`: asks a real Triton everything and keeps its answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from differential import recording  # noqa: E402
-from differential.runner import gather  # noqa: E402
-from differential.servers import start_triton  # noqa: E402
+from differential import recording
+from differential.runner import gather
+from differential.servers import start_triton
 
 
 def record() -> None:

@@ -131,7 +131,6 @@ _TYPED: dict[str, tuple[str, list[Any]]] = {
     "FP64": ("fp64_contents", [0.1, -1.0]),
     "BYTES": ("bytes_contents", [b"\xff\x00", b""]),
 }
-_ALL_FIELDS = {field: values for field, values in _TYPED.values()}
 for _type, (_field, _values) in _TYPED.items():
     _input = "STRING" if _type == "BYTES" else _type
     _output = (f"OUT_{_input}",)

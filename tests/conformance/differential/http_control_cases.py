@@ -201,6 +201,7 @@ _post("/v2/repository/models/broken_code/unload", b"", "unload a model that fail
 _get("/v2/health/ready", "the server's readiness after that")
 
 # --- bytes that are hardly HTTP ---
+_UNLOAD = b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\n"
 for _name, _raw in (
     ("no host header", b"GET /v2/health/live HTTP/1.1\r\n\r\n"),
     ("HTTP/1.0", b"GET /v2/health/live HTTP/1.0\r\n\r\n"),
@@ -214,29 +215,29 @@ for _name, _raw in (
     ("bare line feeds", b"GET /v2/health/live HTTP/1.1\nHost: x\n\n"),
     (
         "content-length of letters",
-        b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\nContent-Length: ab\r\n\r\n",
+        _UNLOAD + b"Content-Length: ab\r\n\r\n",
     ),
     (
         "negative content-length",
-        b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        _UNLOAD + b"Content-Length: -1\r\n\r\n",
     ),
     (
         "two content-lengths that differ",
-        b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 2\r\n\r\n{}",
+        _UNLOAD + b"Content-Length: 0\r\nContent-Length: 2\r\n\r\n{}",
     ),
     (
         "content-length and chunked",
-        b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        _UNLOAD + b"Content-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     ),
     (
         "a chunk size of letters",
-        b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+        _UNLOAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
     ),
     (
         "an unknown transfer-encoding",
-        b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: brew\r\n\r\n",
+        _UNLOAD + b"Transfer-Encoding: brew\r\n\r\n",
     ),
-    ("POST without a length", b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ("POST without a length", _UNLOAD + b"\r\n"),
     ("a header of 70 kB", b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70_000 + b"\r\n\r\n"),
     (
         "300 headers",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
 from .wire import Answer
 
-FILE = Path(__file__).with_name("triton_answers.json.gz")
+FILE = Path(__file__).with_name("triton_answers.jsonl")  # a line a case: [identifier, answer]
 
 
 def load() -> dict[str, Answer]:
-    return dict(json.loads(gzip.decompress(FILE.read_bytes())))
+    return dict(json.loads(line) for line in FILE.read_text().splitlines())
 
 
 def save(answers: dict[str, Answer]) -> None:
-    text = json.dumps(answers, ensure_ascii=False, sort_keys=True, indent=0)
-    FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
+    lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) for row in answers.items())
+    FILE.write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""The model repository both servers load: Python-backend models whose answers are exact in every numpy. Knows no server."""
+"""The repository both servers load: Python-backend models whose answers are exact in every numpy. Knows no server."""
 
 from __future__ import annotations
 

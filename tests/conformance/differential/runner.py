@@ -1,4 +1,4 @@
-"""Sends every case to a server, in order, and gathers its answers. Starts a fresh server where one died. Judges nothing."""
+"""Sends every case to a server, in order, and gathers its answers. Judges nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 import grpc
 
-from . import grpc_cases, http_control_cases, http_infer_cases
+from . import grpc_cases, http_binary_cases, http_control_cases, http_infer_cases, http_option_cases
 from .repository import LOADED, write_repository
 from .wire import Answer, GrpcCase, HttpCase, normal, send_grpc, send_http
 
@@ -33,7 +33,13 @@ RUNS = (
         "explicit",
         ("--model-control-mode=explicit", *(f"--load-model={name}" for name in LOADED)),
         None,
-        (*http_infer_cases.CASES, *http_control_cases.CASES, *grpc_cases.CASES),
+        (
+            *http_infer_cases.CASES,
+            *http_option_cases.CASES,
+            *http_binary_cases.CASES,
+            *http_control_cases.CASES,
+            *grpc_cases.CASES,
+        ),
     ),
     Run("none", (), ("multi",), (*http_control_cases.MODE_CASES, *grpc_cases.MODE_CASES)),
     Run(

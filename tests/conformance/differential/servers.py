@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers.triton import DEFAULT_VENV, VENV_VARIABLE, TritonProcess, find_venv
+
 from doorstep.testing.server import ServerProcess
 
 NO_TRITON = (

@@ -97,7 +97,7 @@ def send_http(port: int, case: HttpCase) -> Answer:
 
 
 def _read_body(body: bytes, headers: dict[str, str]) -> dict[str, Any]:
-    """{"json": …}, and {"binary": base64} after it; {"text": …}; {"base64": …}. Checks the header that splits a body."""
+    """{"json": …}, with {"binary": base64} where the header says so; {"text": …} or {"base64": …} if no JSON."""
     match headers.get("content-encoding"):
         case "gzip":
             body = gzip.decompress(body)
