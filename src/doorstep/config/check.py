@@ -97,9 +97,9 @@ def _check_version_policy(proto: Any) -> Iterator[Problem]:
             yield Problem("version_policy.specific", what, "write versions: [ 1 ], or take the policy out")
         case "specific":
             for i, version in enumerate(policy.specific.versions):
-                if version < 1:
+                if version < 0:
                     what = f"version {version} of {proto.name} cannot exist"
-                    yield Problem(f"version_policy.specific.versions[{i}]", what, "versions are whole numbers from 1")
+                    yield Problem(f"version_policy.specific.versions[{i}]", what, "versions are whole numbers")
         case None if proto.HasField("version_policy"):
             what = f"must specify 'version policy' for {proto.name}"
             yield Problem(

@@ -20,11 +20,9 @@ def check_tensors(proto: Any, *, partial: bool) -> Iterator[Problem]:
             for problem in check_tensor(io, f"model {kind} ", where, proto, partial=partial):
                 yield Problem(problem.where, f"{problem.what} for {proto.name}", problem.fix)
             if io.name and io.name in seen[kind]:
-                first = seen[kind][io.name]
+                what = f"model {kind} '{io.name}' is listed twice for {proto.name}"
                 yield Problem(
-                    f"{where}.name",
-                    f"model {kind} '{io.name}' is listed twice for {proto.name}",
-                    f"{kind}[{first}] has the name",
+                    f"{where}.name", what, f"{kind}[{seen[kind][io.name]}] has the name already; take one out"
                 )
             seen[kind].setdefault(io.name, i)
 

@@ -45,10 +45,10 @@ PLATFORMS = {a.platform: a.backend for a in ARTEFACTS if a.platform} | {"libtorc
 def version_directories(model_directory: Path) -> list[Path]:
     """The folders that hold versions, newest first. Names must be whole numbers without leading zeros."""
     try:
-        found = [d for d in model_directory.iterdir() if d.name.isdecimal() and d.name[0] != "0" and d.is_dir()]
+        found = [d for d in model_directory.iterdir() if d.name.isascii() and d.name.isdigit() and d.is_dir()]
     except OSError:
         return []
-    return sorted(found, key=lambda d: int(d.name), reverse=True)
+    return sorted((d for d in found if d.name == str(int(d.name))), key=lambda d: int(d.name), reverse=True)
 
 
 def complete_backend(
@@ -118,7 +118,7 @@ def _undetermined(name: str, version_directory: Path | None) -> Problem:
         f"Invalid model name: Could not determine backend for model '{name}' with no backend in model configuration. "
         "Expected model name of the form 'model.<backend_name>'."
     )
-    if version_directory is None:
+    if version_directory is None or not version_directory.is_dir():
         return Problem("backend", what, f"put the model's file in {name}/1/, as model.onnx or model.py")
     suffixes = {Path(a.filename).suffix: a.filename for a in ARTEFACTS}
     near = sorted(p.name for p in version_directory.iterdir() if p.suffix in suffixes and not p.name.startswith("."))

@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf import json_format, text_format
 
 from doorstep import proto
-from doorstep.config.survey import Survey, survey
+from doorstep.config.survey import survey
 from doorstep.errors import ConfigError, InvalidArgument, Problem
 
 CONFIG_FILENAME = "config.pbtxt"
@@ -100,7 +100,7 @@ def _parse_problems(text: str, error: text_format.ParseError, where: str) -> lis
 
 
 def locate(problems: Sequence[Problem], model_directory: Path, written: Any, config_name: str = "") -> list[Problem]:
-    """The same problems, each field path with the file, line and column where it stands.
+    """The same problems, each field path with the file, line and column where it stands, in their order.
 
     `written` is the message they were found in: where it is not what the file says (an override), they stay as they
     are. Reads the file again, so it is for telling a person, not for every load.
@@ -110,18 +110,35 @@ def locate(problems: Sequence[Problem], model_directory: Path, written: Any, con
         text = path.read_bytes().decode()
         if text_format.Parse(text, proto.ModelConfig()) != written:
             return list(problems)
+    except FileNotFoundError:
+        here = f"{model_directory.name}/"
+        return [p if "/" in p.where else Problem(f"{here} {p.where}", p.what, p.fix) for p in problems]
     except (OSError, UnicodeDecodeError, text_format.ParseError):
         return list(problems)
-    where = shown_path(path, model_directory)
+    file = shown_path(path, model_directory)
     positions = survey(text, proto.ModelConfig.DESCRIPTOR)
-    return [Problem(_placed(p.where, where, positions), p.what, p.fix) for p in problems]
+    placed = []
+    for problem in problems:
+        at = None
+        where = problem.where
+        if not _is_file(where):
+            at = positions.position(_field_path(where, written))
+            where = f"{file}:{at[0]}:{at[1]} {where}" if at else f"{file} {where}"
+        placed.append((at or (0, 0), Problem(where, problem.what, problem.fix)))
+    return [problem for _, problem in sorted(placed, key=lambda pair: pair[0])]
 
 
-def _placed(field_path: str, file: str, positions: Survey) -> str:
-    if "/" in field_path.split("[", maxsplit=1)[0]:
-        return field_path  # already a file
-    at = positions.position(field_path)
-    return f"{file}:{at[0]}:{at[1]} {field_path}" if at else f"{file} {field_path}"
+def _is_file(where: str) -> bool:
+    return "/" in where.split("[", maxsplit=1)[0]
+
+
+def _field_path(where: str, written: Any) -> str:
+    """Backends say `input 'x'` where they mean `input[0]`."""
+    named = re.match(r"(input|output) '(.*)'", where)
+    if named is None:
+        return where
+    names = [io.name for io in getattr(written, named[1])]
+    return f"{named[1]}[{names.index(named[2])}]" if named[2] in names else named[1]
 
 
 def parse_json_config(config: str | bytes | Mapping[str, Any], *, what: str = "Invalid config override") -> Any:

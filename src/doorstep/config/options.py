@@ -276,9 +276,11 @@ def _backend_config(settings: Sequence[tuple[str, str, str]]) -> dict[str, dict[
     config: dict[str, dict[str, str]] = {}
     for backend, key, value in settings:
         config.setdefault(backend, {})[key] = value
-    size = config.get("", {}).get("default-max-batch-size")
-    if size is not None and not size.isdecimal():
-        raise OptionError(f"--backend-config=default-max-batch-size={size}: expected a whole number, 0 or more")
+    for backend, known in config.items():
+        size = known.get("default-max-batch-size", "0")
+        if not size.isdecimal():
+            shown = f"{backend},default-max-batch-size={size}".lstrip(",")
+            raise OptionError(f"--backend-config={shown}: expected a whole number, 0 or more")
     return config
 
 

@@ -29,6 +29,32 @@ class WrittenVersion(Protocol):
     def config(self) -> Any: ...
 
 
+def check_written(
+    spec: WrittenVersion,
+    *,
+    complete: bool = True,
+    backends: Collection[str] | None = None,
+    gpus: Sequence[int] = (),
+) -> tuple[Any, list[Problem]]:
+    """A copy of `spec.config` with its backend filled in, and everything that is wrong with it before the model's file
+    has been looked at. Without `complete`, what that file could supply is missed as well."""
+    proto = messages.ModelConfig()
+    proto.CopyFrom(spec.config)
+    problems = complete_backend(proto, spec.name, spec.model_directory, spec.version_directory)
+    undetermined = bool(problems)  # which backend, so that nothing can be said against it
+    problems += unsupported(proto)
+    found = check(
+        proto,
+        directory_name=spec.name,
+        model_directory=spec.model_directory,
+        backends=backends,
+        gpus=gpus,
+        partial=complete,
+    )
+    problems += [p for p in found if not (undetermined and p.where == "backend")]
+    return proto, problems
+
+
 def prepare_config(
     spec: WrittenVersion,
     complete_from_model: Callable[[Any], None],
@@ -43,30 +69,19 @@ def prepare_config(
     `spec.config` is not changed. `complete_from_model` (the backend's complete_config) gets a message whose backend is
     known; it is called, and the model's file read, only if what was written is sound so far and `complete` is on.
     """
-    model_directory = spec.model_directory
 
     def refuse(problems: Sequence[Problem]) -> None:
         if problems:
-            raise ConfigError(spec.name, locate(problems, model_directory, spec.config, config_name))
+            raise ConfigError(spec.name, locate(problems, spec.model_directory, spec.config, config_name))
 
-    proto = messages.ModelConfig()
-    proto.CopyFrom(spec.config)
-    problems = complete_backend(proto, spec.name, model_directory, spec.version_directory)
-    refuse(problems or unsupported(proto))
-    refuse(
-        check(
-            proto,
-            directory_name=spec.name,
-            model_directory=model_directory,
-            backends=backends,
-            gpus=gpus,
-            partial=complete,
-        )
-    )
+    proto, problems = check_written(spec, complete=complete, backends=backends, gpus=gpus)
+    refuse(problems)
     if complete:
-        complete_from_model(proto)
+        try:
+            complete_from_model(proto)
+        except ConfigError as error:
+            refuse(error.problems)
     normalise(proto, gpus)
-    refuse(unsupported(proto))
-    refuse(check(proto, directory_name=spec.name, gpus=gpus))
-    labels, _ = read_labels(proto, model_directory)
+    refuse(unsupported(proto) + check(proto, directory_name=spec.name, gpus=gpus))
+    labels, _ = read_labels(proto, spec.model_directory)
     return ModelConfig.from_proto(proto, labels)
