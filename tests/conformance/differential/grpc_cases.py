@@ -133,23 +133,23 @@ _TYPED: dict[str, tuple[str, list[Any]]] = {
 }
 for _type, (_field, _values) in _TYPED.items():
     _input = "STRING" if _type == "BYTES" else _type
-    _output = (f"OUT_{_input}",)
+    _wanted = (f"OUT_{_input}",)
     _infer(
         f"{_type} typed",
-        request("every_type", tensor(f"IN_{_input}", [2], _type, **{_field: _values}), outputs=_output),
+        request("every_type", tensor(f"IN_{_input}", [2], _type, **{_field: _values}), outputs=_wanted),
     )
     _infer(
         f"{_type} typed, one too few",
-        request("every_type", tensor(f"IN_{_input}", [3], _type, **{_field: _values}), outputs=_output),
+        request("every_type", tensor(f"IN_{_input}", [3], _type, **{_field: _values}), outputs=_wanted),
     )
     _infer(
         f"{_type} typed, one too many",
-        request("every_type", tensor(f"IN_{_input}", [1], _type, **{_field: _values}), outputs=_output),
+        request("every_type", tensor(f"IN_{_input}", [1], _type, **{_field: _values}), outputs=_wanted),
     )
     _wrong = "fp32_contents" if _field != "fp32_contents" else "int_contents"
     _infer(
         f"{_type} in {_wrong}",
-        request("every_type", tensor(f"IN_{_input}", [2], _type, **{_wrong: [1, 2]}), outputs=_output),
+        request("every_type", tensor(f"IN_{_input}", [2], _type, **{_wrong: [1, 2]}), outputs=_wanted),
     )
 for _value, _type, _field in (
     (256, "UINT8", "uint_contents"),

@@ -22,6 +22,10 @@ def _post(path: str, body: Any = b"", name: str = "", *headers: tuple[str, str],
     to.append(HttpCase(name or f"POST {path} {shown}".strip(), "POST", path, headers, payload))
 
 
+def _send(method: str, path: str) -> None:
+    CASES.append(HttpCase(f"{method} {path}", method, path))
+
+
 # --- reading ---
 for _path in (
     "/v2",
@@ -89,9 +93,9 @@ for _method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"):
         "/v2/models/add_sub/ready",
         "/v2/nope",
     ):
-        CASES.append(HttpCase(f"{_method} {_path}", _method, _path))
+        _send(_method, _path)
 for _method in ("PUT", "DELETE", "HEAD"):
-    CASES.append(HttpCase(f"{_method} infer", _method, "/v2/models/add_sub/infer"))
+    _send(_method, "/v2/models/add_sub/infer")
 CASES.append(HttpCase("GET with a body", "GET", "/v2/health/live", (("Content-Length", "2"),), b"{}"))
 CASES.append(HttpCase("two slashes in a path", "GET", "/v2//health/live"))
 CASES.append(HttpCase("dots in a path", "GET", "/v2/models/../health/live"))
