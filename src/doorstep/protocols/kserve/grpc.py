@@ -12,7 +12,6 @@ from google.protobuf.message import DecodeError
 from doorstep import proto
 from doorstep.errors import Internal, InvalidArgument, Unsupported
 from doorstep.protocols.kserve import metadata
-from doorstep.protocols.kserve.errors import checked_version
 from doorstep.protocols.kserve.grpc_infer import ModelInfer
 from doorstep.protocols.kserve.grpc_stream import stream_handler
 from doorstep.protocols.kserve.texts import (
@@ -52,7 +51,7 @@ def unary_handlers(server: InferenceServer) -> dict[str, Handler]:
         "ModelMetadata": answering(rpcs.model_metadata, "ModelMetadata"),
         "ModelConfig": answering(rpcs.model_config, "ModelConfig"),
         "ModelStatistics": answering(rpcs.model_statistics, "ModelStatistics"),
-        "RepositoryIndex": answering(rpcs.repository_index, "RepositoryIndex"),
+        "RepositoryIndex": awaiting(rpcs.repository_index, "RepositoryIndex"),
         "RepositoryModelLoad": awaiting(rpcs.load, "RepositoryModelLoad"),
         "RepositoryModelUnload": awaiting(rpcs.unload, "RepositoryModelUnload"),
         "SystemSharedMemoryStatus": answering(rpcs.system_shared_memory_status, "SystemSharedMemoryStatus"),
@@ -84,14 +83,14 @@ def answering(method: Callable[[Any], Any], name: str) -> Handler:
 
 
 def awaiting(method: Callable[[Any], Any], name: str) -> Handler:
-    """Makes a coroutine function that takes a request message and returns nothing into a handler."""
+    """The same for a coroutine function; None stands for a response message without fields."""
     request_class = proto.message(f"inference.{name}Request")
 
     @wraps(method)
     async def handler(call: UnaryCall) -> None:
         call.on_cancel = None  # what has been asked for is done, though nobody may hear of it
-        await method(_parsed(request_class, call))
-        call.respond(b"")  # the response messages of these have no fields
+        response = await method(_parsed(request_class, call))
+        call.respond(b"" if response is None else response.SerializeToString())
 
     return handler
 
@@ -116,25 +115,26 @@ class Rpcs:
         return proto.ServerReadyResponse(ready=self._server.ready)
 
     def model_ready(self, request: Any) -> Any:
-        return proto.ModelReadyResponse(ready=self._server.model_ready(request.name, checked_version(request.version)))
+        return proto.ModelReadyResponse(ready=self._server.model_ready(request.name, request.version))
 
     def server_metadata(self, _: Any) -> Any:
         return ParseDict(metadata.server_metadata(self._server), proto.ServerMetadataResponse())
 
     def model_metadata(self, request: Any) -> Any:
-        found = metadata.model_metadata(self._server, request.name, checked_version(request.version))
+        found = metadata.model_metadata(self._server, request.name, request.version)
         return ParseDict(found, proto.ModelMetadataResponse())
 
     def model_config(self, request: Any) -> Any:
-        config = self._server.model(request.name, checked_version(request.version)).config
+        config = self._server.model(request.name, request.version).config
         return proto.ModelConfigResponse(config=config.proto)
 
     def model_statistics(self, request: Any) -> Any:
-        found = metadata.statistics(self._server, request.name, checked_version(request.version))
+        found = metadata.statistics(self._server, request.name, request.version)
         return ParseDict(found, proto.ModelStatisticsResponse())
 
-    def repository_index(self, request: Any) -> Any:
+    async def repository_index(self, request: Any) -> Any:
         _refuse_repository(request)
+        await self._server.refresh_index()
         found = metadata.index(self._server.index(request.ready))
         return ParseDict({"models": found}, proto.RepositoryIndexResponse())
 

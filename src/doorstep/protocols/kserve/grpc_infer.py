@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
-from doorstep.protocols.kserve.errors import checked_version
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
 from doorstep.protocols.kserve.grpc_encode import encode_infer
 from doorstep.protocols.kserve.wanted import ALL_BINARY
@@ -62,7 +61,7 @@ class ModelInfer:
     def infer(self, call: UnaryCall) -> None:
         """The handler. What it raises becomes the call's status."""
         message, raw = parse_request(call.message)
-        version = checked_version(message.model_version)
+        version = message.model_version
         config = self._server.model(message.model_name, version).config
         if config.decoupled:
             raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")

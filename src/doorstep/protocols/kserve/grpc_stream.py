@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal
-from doorstep.protocols.kserve.errors import checked_version
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
 from doorstep.protocols.kserve.grpc_encode import (
     Buffers,
@@ -68,7 +67,6 @@ class InferStream:
         if len(self._open) >= MOST_OPEN:
             self._call.pause()
         try:
-            request.model_version = checked_version(message.model_version)
             config = self._server.model(message.model_name, request.model_version).config
             sender.config = config
             if not config.decoupled:

@@ -13,7 +13,7 @@ import orjson
 from doorstep.config.render import config_json
 from doorstep.errors import DoorstepError, Internal, InvalidArgument, Unsupported
 from doorstep.protocols.kserve import metadata
-from doorstep.protocols.kserve.errors import checked_version, respond_error
+from doorstep.protocols.kserve.errors import respond_error
 from doorstep.protocols.kserve.http_infer import InferEndpoint
 from doorstep.protocols.kserve.json_parameters import as_bool
 from doorstep.protocols.kserve.json_text import loads
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from doorstep.server import InferenceServer
 
 Plain = Callable[[Exchange], None]
-Slow = Callable[[Exchange], Awaitable[None]]
 
 _MODEL = "/v2/models/{name}"
 _VERSION = "/v2/models/{name}/versions/{version}"
@@ -98,17 +97,17 @@ def answering(endpoint: Callable[[Endpoints, Exchange], Any]) -> Callable[[Endpo
     return call
 
 
-def acting(endpoint: Callable[[Endpoints, Exchange], Awaitable[None]]) -> Callable[[Endpoints, Exchange], Any]:
-    """Makes a coroutine method that does something into an endpoint whose good answer is empty."""
+def awaiting(endpoint: Callable[[Endpoints, Exchange], Awaitable[Any]]) -> Callable[[Endpoints, Exchange], Any]:
+    """The same for a coroutine method; None is an empty answer."""
 
     @wraps(endpoint)
     async def call(self: Endpoints, exchange: Exchange) -> None:
         try:
-            await endpoint(self, exchange)
+            answer = await endpoint(self, exchange)
         except DoorstepError as error:
             respond_error(exchange, error)
         else:
-            exchange.respond(200, JSON)
+            exchange.respond(200, JSON, b"" if answer is None else orjson.dumps(answer))
 
     return call
 
@@ -155,22 +154,23 @@ class Endpoints:
             return metadata.statistics(self._server)
         return metadata.statistics(self._server, *_model(exchange))
 
-    @answering
-    def index(self, exchange: Exchange) -> Any:
+    @awaiting
+    async def index(self, exchange: Exchange) -> Any:
         # Triton reads a repository's name in the path of this call, and ignores it.
         document = self._document(exchange)
         ready = document.get("ready", False)
         if type(ready) is not bool:
             raise InvalidArgument("Invalid value for 'ready': expected a boolean")
+        await self._server.refresh_index()
         return metadata.index(self._server.index(ready))
 
-    @acting
+    @awaiting
     async def load(self, exchange: Exchange) -> None:
         _refuse_repository(exchange)
         parameters = self._document(exchange).get("parameters", {})
         await self._server.load(exchange.params["name"], load_request(parameters))
 
-    @acting
+    @awaiting
     async def unload(self, exchange: Exchange) -> None:
         _refuse_repository(exchange)
         parameters = self._document(exchange).get("parameters")
@@ -203,7 +203,7 @@ class Endpoints:
 
 def _model(exchange: Exchange) -> tuple[str, str]:
     params = exchange.params
-    return params["name"], checked_version(params.get("version", ""))
+    return params["name"], params.get("version", "")
 
 
 def _refuse_repository(exchange: Exchange) -> None:

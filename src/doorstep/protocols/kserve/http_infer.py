@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
-from doorstep.protocols.kserve.errors import checked_version, respond_error
+from doorstep.protocols.kserve.errors import respond_error
 from doorstep.protocols.kserve.http_decode import decode_infer, header_length
 from doorstep.protocols.kserve.http_encode import encode_infer
 from doorstep.protocols.kserve.wanted import ALL_JSON
@@ -90,8 +90,6 @@ class InferEndpoint:
         params = exchange.params
         try:
             version = params.get("version", "")
-            if version:
-                version = checked_version(version)
             config = self._server.model(params["name"], version).config
             if config.decoupled:
                 raise Unsupported("HTTP end point doesn't support models with decoupled transaction policy")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from doorstep.config.model import TensorSpec
 from doorstep.errors import InvalidArgument
+from doorstep.protocols.kserve.errors import checked_version
 from doorstep.repository.base import IndexEntry
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def model_metadata(server: InferenceServer, name: str, version: str) -> Json:
     config = model.config
     return {
         "name": name,
-        "versions": [version] if version else list(server.versions(name)),
+        "versions": [model.version] if version else list(server.versions(name)),
         "platform": config.platform,
         "inputs": _tensors(config.inputs, config.max_batch_size > 0),
         "outputs": _tensors(config.outputs, config.max_batch_size > 0),
@@ -50,6 +51,7 @@ def index(entries: Iterable[IndexEntry]) -> list[Json]:
 
 def statistics(server: InferenceServer, name: str = "", version: str = "") -> Json:
     """Of one version, of all of a model's, or of all models."""
+    version = checked_version(version)
     if name:
         ready = server.versions(name)
         if not ready:
