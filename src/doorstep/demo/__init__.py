@@ -1,0 +1,28 @@
+"""The demo: a repository of real models (build.py), and what to say about it once it is served. Knows no server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MARKER = ".doorstep-demo.json"  # in the repository's root; the name starts with a dot, so it is no model
+
+
+def is_demo(repository: str | Path) -> bool:
+    return (Path(repository) / MARKER).is_file()
+
+
+def curl_lines(base_url: str, repository: str | Path) -> list[str]:
+    """Commands to copy and paste: a sentence to its embedding, a file's bytes to its type. [] where it is no demo.
+
+    `base_url` is the HTTP listener's, as in http://127.0.0.1:8000.
+    """
+    if not is_demo(repository):
+        return []
+    base = base_url.rstrip("/")
+    sentence = '{"inputs":[{"name":"text","shape":[1,1],"datatype":"BYTES","data":["A cat sat on the mat."]}]}'
+    return [
+        f"curl -s {base}/v2/models/minilm/infer -d '{sentence}'",
+        # The header says that the whole body is the one input, as it is; the answer is binary too, hence tr.
+        f"curl -s {base}/v2/models/magika/infer -H 'Inference-Header-Content-Length: 0' --data-binary @README.md"
+        " | tr -c '[:print:]' ' '; echo",
+    ]
