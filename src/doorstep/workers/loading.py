@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from doorstep import proto
-from doorstep.backends.base import CompletionContext, InstanceContext
+from doorstep.backends.base import Backend, CompletionContext, InstanceContext
 from doorstep.errors import BackendError, InvalidArgument
 from doorstep.workers.frames import Kind, ProtocolError
 from doorstep.workers.spawn import Log, Process
@@ -24,6 +24,29 @@ _LEVELS = {"ERROR": logging.ERROR, "WARNING": logging.WARNING, "INFO": logging.I
 def log_to_model(level: str, message: str) -> None:
     """The default `log`: the server's own logger for what models say."""
     logger.log(_LEVELS.get(level, logging.INFO), "%s", message)
+
+
+def complete_config(
+    backend: Backend,
+    config: Any,
+    model_directory: Path,
+    version_directory: Path,
+    context: CompletionContext,
+    *,
+    log: Log = log_to_model,
+) -> Process | None:
+    """`Backend.complete_config`, in place; where the backend's instances run in processes, model code runs in one too.
+
+    That process, if any, is the caller's: for `start_process_worker(spare=…)`, or to be closed.
+    """
+    if backend.default_execution != "process":
+        backend.complete_config(config, model_directory, version_directory, context)
+        return None
+    completed, process = complete_config_in_process(
+        config, backend.name, model_directory, version_directory, context, log=log
+    )
+    config.CopyFrom(completed)
+    return process
 
 
 def complete_config_in_process(

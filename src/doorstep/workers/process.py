@@ -24,10 +24,10 @@ from doorstep.request import Batch, InferenceRequest
 from doorstep.workers.base import Done
 from doorstep.workers.frames import Kind, Layout, ProtocolError, read_tensors
 from doorstep.workers.link import Link
-from doorstep.workers.loading import complete_config_in_process, load_process, log_to_model, seconds_from
+from doorstep.workers.loading import complete_config, load_process, log_to_model, seconds_from
 from doorstep.workers.spawn import FLAG_BYTES, Log, Process, ProcessEnded
 
-__all__ = ["ProcessWorker", "complete_config_in_process", "start_process_worker"]
+__all__ = ["ProcessWorker", "complete_config", "start_process_worker"]
 
 HELD_SECONDS = 10.0  # how long a batch waits for a process that is loading again
 HEALTHY_SECONDS = 10.0  # a process that lived as long is restarted without delay

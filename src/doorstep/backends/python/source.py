@@ -1,0 +1,144 @@
+"""Finds a Python model's file, imports it, and finds the class in it. Knows no tensor, and of a config the file name.
+
+Errors say file, line, what and what to do, because whoever reads them has just edited that file.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from doorstep.backends.python import triton_compat
+from doorstep.backends.python.api import Model
+from doorstep.errors import ConfigError, Problem
+
+TRITON_CLASS = "TritonPythonModel"
+_PACKAGES = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "bs4": "beautifulsoup4",
+}
+_sources: dict[Path, Source] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    path: Path
+    module: ModuleType
+    model: type[Any]  # a doorstep.Model, or Triton's TritonPythonModel
+
+    @property
+    def model_name(self) -> str:
+        return self.model.__qualname__
+
+
+def load_source(proto: Any, model_directory: Path, version_directory: Path) -> Source:
+    """Imports the model's file, once per process. Raises ConfigError."""
+    path = find_file(proto, model_directory, version_directory)
+    source = _sources.get(path)
+    if source is None:
+        module = _import(proto.name, path, version_directory)
+        source = _sources[path] = Source(path, module, _find_class(proto.name, path, module))
+    return source
+
+
+def find_file(proto: Any, model_directory: Path, version_directory: Path) -> Path:
+    """In the version's folder, else in the model's: Triton's order."""
+    filename = proto.default_model_filename or "model.py"
+    places = [version_directory / filename, model_directory / filename]
+    for place in places:
+        if place.is_file():
+            return place.resolve()
+    raise ConfigError(
+        proto.name, [Problem(str(places[0]), f"Python model file not found in '{places[0]}'", "put the model there")]
+    )
+
+
+def _import(model: str, path: Path, version_directory: Path) -> ModuleType:
+    """As Triton does: the module is `<version>.<stem>`; files beside it and in the model's folder can be imported."""
+    sys.modules["triton_python_backend_utils"] = triton_compat
+    for folder in (version_directory, version_directory.parent):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    package = ModuleType(version_directory.name)
+    package.__path__ = [str(version_directory)]
+    sys.modules[package.__name__] = package
+    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(model, [Problem(str(path), "is no Python file", "its name must end in .py")])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:  # SystemExit too
+        raise ConfigError(model, [problem_of(error, path)]) from error
+    return module
+
+
+def problem_of(error: BaseException, path: Path) -> Problem:
+    """What went wrong in model code: at its own last line, not where a library noticed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return Problem(f"{error.filename}:{error.lineno}", f"{type(error).__name__}: {error.msg}", "correct that line")
+    where = location_of(error, path)
+    what = describe(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = _PACKAGES.get(error.name, error.name.partition(".")[0])
+        return Problem(where, what, f"pip install {package}, in the environment that doorstep runs in")
+    return Problem(where, what)
+
+
+def location_of(error: BaseException, path: Path) -> str:
+    """file:line of the innermost frame of the error that is in the model's folder."""
+    found = str(path)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file == path or file.is_relative_to(path.parent):
+            found = f"{file}:{line}"
+    return found
+
+
+def describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _find_class(model: str, path: Path, module: ModuleType) -> type[Any]:
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, builtins.type) and issubclass(value, Model) and value is not Model
+    ]
+    defined_here = [value for value in own if value.__module__ == module.__name__]
+    found = defined_here or own
+    if len(found) > 1:
+        found = [value for value in found if value.__name__ == "Model"] or found
+        # Of a class and those derived from it the last one is meant.
+        found = [value for value in found if not any(value in other.__mro__[1:] for other in found)]
+    triton = getattr(module, TRITON_CLASS, None)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(sorted(value.__name__ for value in found))
+        raise ConfigError(
+            model,
+            [Problem(str(path), f"several classes derive from doorstep.Model: {names}", "name one of them Model")],
+        )
+    if isinstance(triton, builtins.type):
+        return triton
+    raise ConfigError(
+        model,
+        [
+            Problem(
+                str(path),
+                "has no model class",
+                f"write `class Model(doorstep.Model)` with a `predict` method, or Triton's `class {TRITON_CLASS}`",
+            )
+        ],
+    )
