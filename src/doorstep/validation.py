@@ -38,7 +38,7 @@ class UnfitTensor(Tensor):
 
     A codec puts it where the tensor would be, so that the errors a request can have are looked for in one order,
     whatever brought it. `byte_size` is what the data came to; BYTES data say in `problem` what is wrong with them, as
-    a format string for the input's and the model's name. It never gets past `Validator.validate`.
+    a format string for the request's `prefix`, the input's `name` and the `model`'s. It never gets past `validate`.
     """
 
     __slots__ = ("byte_size", "declared", "declared_shape", "problem")
@@ -221,7 +221,7 @@ class Validator:
             raise InvalidArgument(f"{what} for tensor '{name}' exceeds maximum size of {INT64_MAX}")
         if isinstance(tensor, UnfitTensor):
             if tensor.problem:
-                raise InvalidArgument(prefix + tensor.problem.format(name=name, model=model))
+                raise InvalidArgument(tensor.problem.format(prefix=prefix, name=name, model=model))
             got = tensor.byte_size
         else:
             got = tensor.array.nbytes

@@ -38,9 +38,9 @@ def decode_bytes(name: str, shape: Sequence[int], data: Buffer) -> Tensor:
     while offset < size:
         if size - offset < 4:
             problem = (
-                "incomplete string length indicator for inference input '{name}' for model '{model}', expecting 4 "
-                f"bytes but only {size - offset} bytes available. Please make sure the string length indicator is in "
-                "one buffer."
+                "{prefix}incomplete string length indicator for inference input '{name}' for model '{model}', "
+                f"expecting 4 bytes but only {size - offset} bytes available. Please make sure the string length "
+                "indicator is in one buffer."
             )
             break
         if len(elements) == wanted:
@@ -51,7 +51,7 @@ def decode_bytes(name: str, shape: Sequence[int], data: Buffer) -> Tensor:
         end = offset + length
         if end > size:
             problem = (
-                "incomplete string data for inference input '{name}' for model '{model}', expecting string of length "
+                "incomplete string data for inference input '{name}', expecting string of length "
                 f"{length} but only {size - offset} bytes available"
             )
             break
@@ -64,13 +64,15 @@ def decode_bytes(name: str, shape: Sequence[int], data: Buffer) -> Tensor:
 
 def too_many_elements(wanted: int) -> str:
     return (
-        f"unexpected number of string elements {wanted + 1} for inference input '{{name}}' for model '{{model}}', "
-        f"expecting {wanted}"
+        f"{{prefix}}unexpected number of string elements {wanted + 1} for inference input '{{name}}' for model "
+        f"'{{model}}', expecting {wanted}"
     )
 
 
 def too_few_elements(wanted: int, got: int) -> str:
-    return f"expected {wanted} string elements for inference input '{{name}}' for model '{{model}}', got {got}"
+    return (
+        f"{{prefix}}expected {wanted} string elements for inference input '{{name}}' for model '{{model}}', got {got}"
+    )
 
 
 def tensor_of_elements(name: str, shape: Sequence[int], elements: Sequence[bytes]) -> Tensor:

@@ -115,7 +115,7 @@ class Rpcs:
         return proto.ServerReadyResponse(ready=self._server.ready)
 
     def model_ready(self, request: Any) -> Any:
-        return proto.ModelReadyResponse(ready=self._server.model_ready(request.name, request.version))
+        return proto.ModelReadyResponse(ready=metadata.model_ready(self._server, request.name, request.version))
 
     def server_metadata(self, _: Any) -> Any:
         return ParseDict(metadata.server_metadata(self._server), proto.ServerMetadataResponse())

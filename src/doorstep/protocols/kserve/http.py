@@ -127,7 +127,7 @@ class Endpoints:
 
     def model_ready(self, exchange: Exchange) -> None:
         try:
-            ready = self._server.model_ready(*_model(exchange))
+            ready = metadata.model_ready(self._server, *_model(exchange))
         except DoorstepError as error:
             respond_error(exchange, error)
             return

@@ -93,7 +93,7 @@ def decode_infer(
             offset = end
             continue
         count = prod(shape)
-        if not 0 < count <= _FEW or min(shape, default=0) < 0 or count * datatype.itemsize > max_input_size:
+        if not 0 < count <= _FEW or not shape or min(shape) < 0 or count * datatype.itemsize > max_input_size:
             unusual = _unusual(name, datatype, shape, item["data"], max_input_size)
             if unusual is not None:
                 inputs[name] = unusual
@@ -183,6 +183,8 @@ def no_region(name: str) -> NotFound:
 def _unusual(name: str, datatype: DataType, shape: list[int], data: Any, max_input_size: int) -> Tensor | None:
     """Refuses a shape that no JSON data can fill; makes the tensor that has no elements; None for the rest."""
     count = element_count(shape)
+    if not shape:  # Triton counts no element in it, and no model has such an input
+        return UnfitTensor(name, datatype, shape, 0)
     if count == 0:
         try:
             return Tensor(name, datatype, np.empty(shape, datatype.numpy))
@@ -276,5 +278,11 @@ def _raw(request: InferenceRequest, body: Buffer, config: ModelConfig, max_input
     else:
         row = fixed * spec.datatype.itemsize
         dims = (size // row if dim == -1 and row else max(dim, 0) for dim in spec.dims)
-        tensor = binary_tensor(spec.name, spec.datatype, [*lead, *dims], body)
+        shape = [*lead, *dims]
+        tensor = binary_tensor(spec.name, spec.datatype, shape, body)
+        if isinstance(tensor, UnfitTensor):
+            raise InvalidArgument(
+                f"{prefix}input byte size mismatch for input 'raw_input' for model '{config.name}'. "
+                f"Expected {prod(shape) * spec.datatype.itemsize}, got {size}"
+            )
     request.inputs[spec.name] = tensor

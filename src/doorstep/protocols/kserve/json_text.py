@@ -16,6 +16,9 @@ TOO_DEEP = f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"
 _STRINGS_AND_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 _EXPLAINED_BYTES = 65_536  # a longer text that does not parse gets a plain answer
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_AFTER_MEMBER = "'}' after an object member."
+_AFTER_ELEMENT = "']' after an array element."
 _RAPIDJSON = {
     "Expecting value": "Invalid value.",
     "Expecting property name enclosed in double quotes": "Missing a name for object member.",
@@ -41,6 +44,8 @@ def loads(text: bytes) -> Any:
 def _second_reading(text: bytes, error: orjson.JSONDecodeError) -> Any:
     if text.count(b"[") + text.count(b"{") > MAX_DEPTH and depth(text) > MAX_DEPTH:
         raise InvalidArgument(TOO_DEEP) from None
+    if text.startswith(_BYTE_ORDER_MARK):
+        return loads(text[len(_BYTE_ORDER_MARK) :])
     if b"NaN" in text or b"Infinity" in text:
         try:
             return json.loads(text.decode())
@@ -51,23 +56,38 @@ def _second_reading(text: bytes, error: orjson.JSONDecodeError) -> Any:
 
 def _explain(text: bytes, error: orjson.JSONDecodeError) -> str:
     if not text.strip():
-        return "The document is empty. at 0"
+        return f"The document is empty. at {len(text)}"
+    what, position = "", error.pos
     if len(text) <= _EXPLAINED_BYTES:
         try:
             json.loads(text.decode())
         except UnicodeDecodeError as found:
-            return f"Invalid encoding in string. at {found.start}"
+            what, position = "Invalid encoding in string.", found.start
         except json.JSONDecodeError as found:
+            position = found.pos
             what = _RAPIDJSON.get(found.msg.removesuffix(":"), "")
             if found.msg.startswith("Expecting ',' delimiter"):
-                inside_object = _innermost(text, found.pos) == ord("{")
-                what = (
-                    f"Missing a comma or {'} after an object member' if inside_object else '] after an array element'}."
-                )
-            return f"{what or 'Invalid value.'} at {found.pos}"
+                inside_object = _innermost(text, position) == ord("{")
+                what = f"Missing a comma or {_AFTER_MEMBER if inside_object else _AFTER_ELEMENT}"
+            elif found.msg.startswith("Expecting value"):
+                position += _begun_literal(text, position)
+            elif found.msg.startswith("Invalid control") and text[position : position + 1] == b"\0":
+                what = _RAPIDJSON["Unterminated string starting at"]
         except (ValueError, RecursionError):
             pass
-    return f"Invalid value. at {error.pos}"
+        else:  # what Python bears and others do not
+            number = text[position : position + 1] in b"-0123456789"
+            what = "Number too big to be stored in double." if number else "The surrogate pair in string is invalid."
+    return f"{what or 'Invalid value.'} at {position}"
+
+
+def _begun_literal(text: bytes, position: int) -> int:
+    """How many bytes at `position` begin null, true or false."""
+    word = next((w for w in (b"null", b"true", b"false") if w[:1] == text[position : position + 1]), b"")
+    count = 0
+    while count < len(word) and text[position + count : position + count + 1] == word[count : count + 1]:
+        count += 1
+    return count
 
 
 def depth(text: bytes) -> int:

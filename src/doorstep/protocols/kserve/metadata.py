@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from doorstep.config.model import TensorSpec
-from doorstep.errors import InvalidArgument
+from doorstep.errors import DoorstepError, ErrorCode, InvalidArgument
 from doorstep.protocols.kserve.errors import checked_version
 from doorstep.repository.base import IndexEntry
 
@@ -36,6 +36,16 @@ def model_metadata(server: InferenceServer, name: str, version: str) -> Json:
         "inputs": _tensors(config.inputs, config.max_batch_size > 0),
         "outputs": _tensors(config.outputs, config.max_batch_size > 0),
     }
+
+
+def model_ready(server: InferenceServer, name: str, version: str) -> bool:
+    """Whether it can be called. A model nobody knows is not ready, which is no error: clients poll for it to appear."""
+    try:
+        return server.model_ready(name, version)
+    except DoorstepError as error:
+        if error.code is ErrorCode.NOT_FOUND:
+            return False
+        raise
 
 
 def _tensors(specs: Mapping[str, TensorSpec], batches: bool) -> list[Json]:
