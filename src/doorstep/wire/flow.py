@@ -1,9 +1,9 @@
 """DATA frames of bodies too large, or too slow, to pass through the HTTP/2 library. Knows no socket and no header.
 
-The library copies each byte it sends four times, into frames of 16 KB. Small whole answers are its own; every other body
-waits here as views on the caller's buffers and leaves in frames as large as the client takes, without a copy. Both kinds
-draw on one connection window, which is therefore counted here; the library is shown it as larger by `debt`, the bytes
-sent behind its back, and never gets to send more than `credit` allows. Only touched from the event loop.
+The library copies each byte it sends four times, into frames of 16 KB. Small whole answers are its own; every other
+body waits here as views on the caller's buffers and leaves in frames as large as the client takes, without a copy. Both
+kinds draw on one connection window, which is therefore counted here; the library is shown it as larger by `debt`, the
+bytes sent behind its back, and never gets to send more than `credit` allows. Only touched from the event loop.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ class Outbox:
         stream = self.streams[stream_id] = OutStream(stream_id, window, owner)
         return stream
 
-    def put(self, stream: OutStream, data: Buffer) -> None:
-        """Queues bytes, which must not change until they are sent."""
+    def put(self, stream: OutStream, data: Buffer) -> int:
+        """Queues bytes, which must not change until they are sent; returns how many."""
         view = memoryview(data)
-        if view.nbytes:
+        size = view.nbytes
+        if size:
             stream.queue.append(view if view.format == "B" and view.ndim == 1 else view.cast("B"))
-            stream.queued += view.nbytes
+            stream.queued += size
             self._wake(stream)
+        return size
 
     def finish(self, stream: OutStream, trailers: Any) -> None:
         stream.finished = True
@@ -113,7 +115,7 @@ class Outbox:
         self._wake(stream)
 
     def pump(self, budget: int, out: list[Buffer]) -> list[OutStream]:
-        """Appends frames for up to `budget` bytes of bodies to `out`, streams in turn; returns those that are finished."""
+        """Appends frames for up to `budget` bytes of bodies to `out`, streams in turn; returns the finished ones."""
         ready, done = self._ready, []
         credit = self.credit
         blocked: list[OutStream] = []

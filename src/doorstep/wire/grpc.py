@@ -63,7 +63,8 @@ class GrpcServer:
         def fallback(status: int, allowed: tuple[str, ...], exchange: Exchange) -> None:
             if is_grpc(exchange.headers) and isinstance(exchange, Http2Exchange):
                 exchange.grpc_status = Status.UNIMPLEMENTED
-                message = f"unknown method {exchange.path.rpartition('/')[2]} for service {exchange.path[1:].partition('/')[0]}"
+                service, _, method = exchange.path[1:].partition("/")
+                message = f"unknown method {method} of service {service}"
                 exchange.answer(trailers_only(Status.UNIMPLEMENTED, message), 0, (), None)
             else:
                 otherwise(status, allowed, exchange)
@@ -77,18 +78,20 @@ class GrpcServer:
         return self._deadlines
 
     def _start_unary(self, handler: UnaryHandler, exchange: Exchange) -> None:
-        if _speaks_grpc(exchange):
-            call = UnaryCall(self, exchange, handler)
-            exchange.paced = False  # one message, whose size is checked before room is made for it
-            exchange.on_body = call.receive
-            self._start(call, exchange)
+        stream = _grpc_stream(exchange)
+        if stream is not None:
+            call = UnaryCall(self, stream, handler)
+            stream.paced = False  # one message, whose size is checked before room is made for it
+            stream.on_body = call.receive
+            self._start(call, stream)
 
     def _start_stream(self, handler: StreamHandler, exchange: Exchange) -> None:
-        if _speaks_grpc(exchange):
-            call = StreamCall(self, exchange)
-            exchange.patient = True
-            exchange.on_body = call.receive
-            if self._start(call, exchange):
+        stream = _grpc_stream(exchange)
+        if stream is not None:
+            call = StreamCall(self, stream)
+            stream.patient = True
+            stream.on_body = call.receive
+            if self._start(call, stream):
                 try:
                     handler(call)
                 except Exception as error:
@@ -121,8 +124,8 @@ class GrpcServer:
         return f"<GrpcServer {len(self._methods)} methods>"
 
 
-def _speaks_grpc(exchange: Exchange) -> bool:
-    """Whether it is a gRPC call at all; answers it if it is not."""
+def _grpc_stream(exchange: Exchange) -> Http2Exchange | None:
+    """The exchange, if what it carries is gRPC; otherwise it has been answered."""
     content_type = exchange.headers.get(b"content-type")
     if content_type not in _PLAIN_TYPES and not _is_proto(content_type):
         exchange.respond(415, JSON, error_body("content-type application/grpc or application/grpc+proto expected"))
@@ -131,12 +134,11 @@ def _speaks_grpc(exchange: Exchange) -> bool:
         exchange.respond(426, headers, error_body("gRPC needs HTTP/2: this connection speaks HTTP/1.1"))
     elif exchange.headers.get(b"te") != b"trailers":
         exchange.grpc_status = Status.INTERNAL
-        exchange.answer(
-            trailers_only(Status.INTERNAL, "'te: trailers' expected: is there a proxy without it?"), 0, (), None
-        )
+        fields = trailers_only(Status.INTERNAL, "'te: trailers' expected: a proxy on the way does not support gRPC")
+        exchange.answer(fields, 0, (), None)
     else:
-        return True
-    return False
+        return exchange
+    return None
 
 
 def _is_proto(content_type: bytes | None) -> bool:
@@ -162,6 +164,10 @@ def _as_function(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
         task = asyncio.get_running_loop().create_task(run(call))
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
-        call.on_cancel = task.cancel  # the handler may set another
+
+        def cancel() -> None:
+            task.cancel()
+
+        call.on_cancel = cancel  # the handler may set another
 
     return start

@@ -204,7 +204,7 @@ class UnaryCall(Call):
         exchange.grpc_status = 0
         exchange.answer(fields, size + 5, (prefix(size, compressed), *buffers), trailers)
 
-    def receive(self, data: bytes, last: bool) -> None:
+    def receive(self, data: Buffer, last: bool) -> None:
         """Bytes of the body: the exchange's `on_body`."""
         if self.finished:
             return
@@ -215,7 +215,7 @@ class UnaryCall(Call):
                 self._run(data[5:])
                 return
         try:
-            self._receive(data, last)
+            self._receive(bytes(data), last)
         except Exception as error:
             self.fail_with(error)
 
@@ -330,7 +330,7 @@ class StreamCall(Call):
         """Ends the call, after what was sent."""
         self.fail(status, message)
 
-    def receive(self, data: bytes, last: bool) -> None:
+    def receive(self, data: Buffer, last: bool) -> None:
         """Bytes of the body: the exchange's `on_body`."""
         if self.finished:
             return
@@ -342,7 +342,7 @@ class StreamCall(Call):
             if self._reader.room is not None:
                 self._waiting.append(self._reader.filled())
             if data:
-                self._stash.append(data)
+                self._stash.append(bytes(data))
         except Exception as error:
             self.fail_with(error)
         else:

@@ -28,7 +28,7 @@ _fields: dict[tuple[int, Headers], FieldList] = {}
 
 def landing(size: int) -> memoryview:
     """Room for a body of known size; not zeroed, and no memory is touched until bytes arrive."""
-    return memoryview(np.empty(size, np.uint8))
+    return np.empty(size, np.uint8).data
 
 
 class Http2Exchange(Exchange):
@@ -73,16 +73,12 @@ class Http2Exchange(Exchange):
         owner: Http2Connection,
         connection: ConnectionInfo,
         stream_id: int,
-        method: str,
-        target: str,
         headers: dict[bytes, bytes],
         received_ns: int,
     ) -> None:
         self._owner = owner
         self.connection = connection
         self.stream_id = stream_id
-        self.method = method
-        self.path, _, self.query = target.partition("?")
         self.headers = headers
         self.body = b""
         self.received_ns = received_ns
@@ -130,6 +126,7 @@ class Http2Exchange(Exchange):
             self.landing = None
             if self.paced:
                 self.consume(free)
+            self._owner.settle(self)
             self.deliver(b"" if size == free else bytes(memoryview(data)[free:]), last)
             return
         self.deliver(data if type(data) is bytes else bytes(data), last)
@@ -146,11 +143,10 @@ class Http2Exchange(Exchange):
             self.landing = room[size:]
         else:
             self.landing = None
+            self._owner.settle(self)
             self.deliver(b"", False)
 
     def deliver(self, data: bytes, last: bool) -> None:
-        if last:
-            self.remote_done = True
         if self.match.streaming:
             if self.on_body is not None and not self._gone:
                 self.on_body(data, last)
@@ -257,7 +253,11 @@ class Http2Exchange(Exchange):
             return True
         if self.method == "HEAD":
             return True
-        return self._owner.send_data(out, buffers) <= _FULL or not self._owner.wait_for_room(out)
+        self._sent += self._owner.send_data(out, buffers)
+        if out.queued <= _FULL:
+            return True
+        self._owner.wait_for_room(out)
+        return False
 
     def end(self, trailers: Headers = ()) -> None:
         if not self.started:
@@ -269,17 +269,17 @@ class Http2Exchange(Exchange):
             self._owner.send_end(self, self.out, list(trailers))
 
     def reset(self) -> None:
-        self.ended = True
-        if not self._gone:
-            self._owner.reset_stream(self)
+        if self._gone:
+            return
+        if not self.ended:
+            self.ended = True
+            self._owner.account(self)
+        self._owner.reset_stream(self)
 
-    def reset_late(self) -> None:
+    def break_off(self) -> None:
         """The client does not take the rest of an answer, complete or not."""
         self._owner.reset_stream(self)
         self.lost()
-
-    def count_sent(self, size: int) -> None:
-        self._sent += size
 
     def lost(self) -> None:
         """The stream is gone before the answer was complete, or after."""

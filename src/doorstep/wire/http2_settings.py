@@ -14,7 +14,6 @@ class Http2Settings:
     stream_window: int = 8 * MIB  # bytes a client may send on a stream before it hears from us
     connection_window: int = 64 * MIB  # the same for all its streams together
     frame_bytes: int = 4 * MIB  # SETTINGS_MAX_FRAME_SIZE: 16,384 to 16,777,215
-    unfinished_bytes: int = 1024 * MIB  # request bodies still arriving on one connection, when there are several
     reset_burst: int = 1000  # RST_STREAM frames a client may send at once (CVE-2023-44487) …
     reset_rate: int = 100  # … and per second after that
     control_frames: int = 2000  # PING, SETTINGS, WINDOW_UPDATE, empty DATA … in a second, on top of what requests need
