@@ -62,9 +62,9 @@ def complete_backend(
         proto.name = name
     if proto.platform == ENSEMBLE or proto.HasField("ensemble_scheduling"):
         return []
+    if version_directory is None:
+        version_directory = next(iter(version_directories(model_directory)), None)
     if not proto.backend:
-        if version_directory is None:
-            version_directory = next(iter(version_directories(model_directory)), None)
         proto.backend = _backend_by_name(proto, version_directory)
     if not proto.backend and not proto.platform and not proto.default_model_filename:
         _, dot, custom = name.partition(".")
