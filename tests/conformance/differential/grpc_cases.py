@@ -393,6 +393,19 @@ _unload("on_demand", "on_demand")
 _unload("never loaded", "nope")
 _unload("without a name", "")
 
+# --- what other extensions offer ---
+for _rpc, _message in (
+    ("LogSettings", pb.LogSettingsRequest()),
+    ("TraceSetting", pb.TraceSettingRequest()),
+    ("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest()),
+    ("SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest(name="r", key="/nope", byte_size=4)),
+    ("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name="r")),
+    ("CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest()),
+    ("CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(name="r", raw_handle=b"abc", byte_size=4)),
+    ("CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest(name="r")),
+):
+    _call("plain", _rpc, _message)
+
 # --- other services, RPCs that are not there ---
 _call("check", "Check", b"", service="/grpc.health.v1.Health/")
 _call("check a service", "Check", b"\x0a\x04nope", service="/grpc.health.v1.Health/")

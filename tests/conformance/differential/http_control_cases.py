@@ -204,6 +204,21 @@ _get("/v2/health/ready", "the server's readiness after a load failed")
 _post("/v2/repository/models/broken_code/unload", b"", "unload a model that failed to load")
 _get("/v2/health/ready", "the server's readiness after that")
 
+# --- what other extensions offer ---
+for _path in ("/v2/logging", "/v2/trace/setting", "/v2/models/add_sub/trace/setting", "/v2/models/nope/trace/setting"):
+    _get(_path)
+_post("/v2/logging", {"log_verbose_level": 0})
+_post("/v2/trace/setting", {})
+for _kind in ("system", "cuda"):
+    _get(f"/v2/{_kind}sharedmemory/status")
+    _get(f"/v2/{_kind}sharedmemory/region/nope/status")
+    _post(f"/v2/{_kind}sharedmemory/region/nope/unregister")
+    _post(f"/v2/{_kind}sharedmemory/unregister")
+_post("/v2/systemsharedmemory/region/r/register", {"key": "/nope", "offset": 0, "byte_size": 4})
+_post("/v2/cudasharedmemory/region/r/register", {"raw_handle": {"b64": "AAAA"}, "device_id": 0, "byte_size": 4})
+for _verb in ("generate", "generate_stream"):
+    _post(f"/v2/models/identity_fp32/{_verb}", {"IN": [1.5]})
+
 # --- bytes that are hardly HTTP ---
 _UNLOAD = b"POST /v2/repository/models/nope/unload HTTP/1.1\r\nHost: x\r\n"
 for _name, _raw in (

@@ -1,0 +1,145 @@
+"""Where two servers' answers differ, and which of those differences are meant. Knows no server.
+
+A difference is a case's identifier and the part of the answer that differs: `outcome` (answered, closed, crashed …), `status`,
+`headers`, `error` (its text), `body` (the rest); over gRPC `status` is the code and `error` the details.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .wire import Answer
+
+TABLE = Path(__file__).with_name("differences.toml")
+PARTS = ("outcome", "status", "headers", "error", "body")
+_OUTCOMES = ("crash", "closed", "silent", "protocol")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Some differences that are meant, and why."""
+
+    title: str
+    cases: tuple[str, ...]  # identifiers, with * and ? as in file names
+    parts: tuple[str, ...]
+    reason: str  # ends in docs/compatibility.md
+    group: str  # the section there
+    doorstep: dict[str, Any] = field(default_factory=dict)  # what Doorstep then says; `error` is a regular expression
+
+    def covers(self, case: str, part: str) -> bool:
+        return part in self.parts and any(_matches(case, pattern) for pattern in self.cases)
+
+
+@lru_cache(None)
+def _matches(case: str, pattern: str) -> bool:
+    return fnmatchcase(case, pattern.replace("[", "[[]"))  # brackets are part of names here, not sets
+
+
+def load_table() -> list[Row]:
+    rows = []
+    for group in tomllib.loads(TABLE.read_text())["group"]:
+        for row in group["difference"]:
+            rows.append(
+                Row(
+                    title=row["title"],
+                    cases=tuple(row["cases"]),
+                    parts=tuple(row["parts"]),
+                    reason=" ".join(row["reason"].split()),
+                    group=group["title"],
+                    doorstep=row.get("doorstep", {}),
+                )
+            )
+    return rows
+
+
+def split(answer: Answer) -> dict[str, Any]:
+    """An answer in its parts."""
+    outcome = next((o for o in _OUTCOMES if o in answer), "answered")
+    if "code" in answer:
+        found = {"status": answer["code"], "headers": {}, "error": answer["details"], "body": answer["messages"]}
+    else:
+        body = {k: v for k, v in answer.items() if k not in ("status", "headers", *_OUTCOMES)}
+        error = body["json"].get("error") if isinstance(body.get("json"), dict) else None
+        if error is not None:
+            body = {}
+        found = {"status": answer.get("status"), "headers": answer.get("headers", {}), "error": error, "body": body}
+    return {"outcome": outcome, **found}
+
+
+def same(part: str, a: Any, b: Any) -> bool:
+    """Whether two parts are equal. NaN equals itself; header values are compared without regard to case and spaces."""
+    if part == "headers":
+        return _headers(a) == _headers(b)
+    return _plain(a) == _plain(b)
+
+
+def _headers(found: dict[str, str]) -> dict[str, str]:
+    return {name: value.lower().replace(" ", "") for name, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {k: _plain(v) for k, v in value.items()}
+        case list():
+            return [_plain(v) for v in value]
+        case float() if value != value:
+            return "NaN"
+        case _:
+            return value
+
+
+def differences(doorstep: dict[str, Answer], triton: dict[str, Answer]) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """(case, part) → (Doorstep's, Triton's) wherever they differ."""
+    assert doorstep.keys() == triton.keys(), sorted(doorstep.keys() ^ triton.keys())
+    found = {}
+    for case, answer in doorstep.items():
+        ours, theirs = split(answer), split(triton[case])
+        if ours["outcome"] != theirs["outcome"]:
+            found[case, "outcome"] = (answer, triton[case])
+            continue  # nothing else can be compared
+        for part in PARTS[1:]:
+            if not same(part, ours[part], theirs[part]):
+                found[case, part] = (ours[part], theirs[part])
+    return found
+
+
+def problems(doorstep: dict[str, Answer], triton: dict[str, Answer], rows: list[Row]) -> list[str]:
+    """What is wrong: differences no row covers, rows that cover none, and answers other than a row promises."""
+    found = differences(doorstep, triton)
+    wrong = [
+        f"{case}: {part} differs\n    Doorstep: {ours!r}\n    Triton:   {theirs!r}"
+        for (case, part), (ours, theirs) in found.items()
+        if not any(row.covers(case, part) for row in rows)
+    ]
+    for row in rows:
+        covered = [(case, part) for case, part in found if row.covers(case, part)]
+        for pattern in row.cases:
+            if not any(_matches(case, pattern) for case, _ in covered):
+                wrong.append(f"row '{row.title}': {pattern!r} covers no difference any more")
+        wrong += [
+            f"row '{row.title}': {part} never differs" for part in row.parts if all(part != p for _, p in covered)
+        ]
+        for case in dict.fromkeys(case for case, _ in covered):
+            wrong += _broken_promises(row, case, doorstep[case])
+    return wrong
+
+
+def _broken_promises(row: Row, case: str, answer: Answer) -> list[str]:
+    said = split(answer)
+    wrong = []
+    for part, expected in row.doorstep.items():
+        kept = (
+            re.fullmatch(expected, said[part] or "", re.DOTALL) is not None
+            if part == "error"
+            else same(part, said[part], expected)
+        )
+        if not kept:
+            wrong.append(f"row '{row.title}': {case}: {part} should be {expected!r}, is {said[part]!r}")
+    return wrong
