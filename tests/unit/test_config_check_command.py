@@ -1,0 +1,143 @@
+"""`doorstep check`: what a person, and a program, is told about a folder of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import orjson
+import pytest
+from onnx import TensorProto, helper
+
+from doorstep.cli.check import run
+
+
+def write_onnx(path: Path) -> None:
+    """x (batch, 3) → y (batch, 3), both FP32."""
+    path.parent.mkdir(parents=True)
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 3]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+    onnx.save(helper.make_model(graph), path)
+
+
+def write(path: Path, text: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One of each kind of fault, and two good models."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "models"
+    write_onnx(root / "resnet" / "1" / "model.onnx")
+    write(root / "shout" / "1" / "model.py", "import nothing_that_exists\nraise SystemExit(9)\n")
+    write_onnx(root / "typed" / "1" / "model.onnx")
+    write(
+        root / "typed" / "config.pbtxt",
+        "max_batch_size: 4\n"
+        'input [ { name: "x" data_type: TYPE_FP64 dims: [ 3 ] } ]\n'
+        'output [\n  { name: "y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "labels.txt" } ]\n'
+        "instance_group [ { kind: KIND_GPU } ]\n",
+    )
+    write_onnx(root / "misnamed" / "2" / "net.onnx")
+    write(root / "slip" / "config.pbtxt", 'backend: "python"\ninputs { }\nmax_batchsize: 3\n')
+    write(root / "slip" / "1" / "model.py")
+    write(root / "unfinished" / "1" / "model.py", "def f(:\n")
+    (root / "empty").mkdir()
+    return root
+
+
+def test_each_problem_has_its_place_what_and_fix(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--json"]) == 1
+    told = orjson.loads(capsys.readouterr().out)
+    assert told["ok"] is False
+    by_name = {m["name"]: m for m in told["models"]}
+    assert {name: [p["where"] for p in m["problems"]] for name, m in by_name.items()} == {
+        "empty": ["empty/"],
+        "misnamed": ["misnamed/ backend"],
+        "resnet": [],
+        "shout": [],
+        "slip": ["slip/config.pbtxt:2:1", "slip/config.pbtxt:3:1"],
+        "typed": [
+            "typed/config.pbtxt:2:9 input 'x'",
+            "typed/config.pbtxt:4:48 output[0].label_filename",
+            "typed/config.pbtxt:5:20 instance_group[0].kind",
+        ],
+        "unfinished": ["unfinished/1/model.py:1:7"],
+    }
+    assert by_name["misnamed"]["problems"][0]["fix"].startswith("rename misnamed/2/net.onnx to model.onnx")
+    assert by_name["empty"]["problems"][0]["what"] == "failed to load 'empty', no version is available"
+    assert by_name["resnet"]["backend"] == "onnxruntime"
+    assert by_name["resnet"]["versions"] == [1]
+    assert by_name["shout"]["notes"] == ["input, output: filled in from model.py when the model is loaded"]
+
+
+def test_the_text_says_the_same_with_paths_from_here(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models"]) == 1
+    out = capsys.readouterr().out
+    assert "resnet: ok (onnxruntime, version 1)\n" in out
+    assert "typed: 3 problems (onnxruntime, version 1)\n  models/typed/config.pbtxt:2:9 input 'x'\n" in out
+    assert "    fix: did you mean input?\n" in out
+    assert out.endswith("7 models checked, 5 with problems\n")
+
+
+def test_good_models_exit_0(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("typed", "misnamed", "slip", "unfinished", "empty"):
+        (models / name).rename(models.parent / name)
+    assert run(["models"]) == 0
+    assert capsys.readouterr().out.endswith("2 models checked, all ok\n")
+
+
+def test_without_completion_a_model_needs_a_config(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--json", "--disable-auto-complete-config"]) == 1
+    by_name = {m["name"]: m for m in orjson.loads(capsys.readouterr().out)["models"]}
+    assert "failed to open text file for read resnet/config.pbtxt" in by_name["resnet"]["problems"][0]["what"]
+
+
+def test_a_version_that_the_policy_names_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_onnx(tmp_path / "m" / "1" / "model.onnx")
+    write(tmp_path / "m" / "config.pbtxt", "version_policy { specific { versions: [ 1, 3 ] } }")
+    assert run([str(tmp_path)]) == 1
+    assert "version 3 is specified for model 'm', but the version directory is not present" in capsys.readouterr().out
+
+
+def test_a_model_in_two_folders_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("a", "b"):
+        write_onnx(tmp_path / folder / "m" / "1" / "model.onnx")
+    assert run([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "failed to poll model 'm': not unique across all model repositories" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("models/resnet", ["is a model, not a folder of models", "fix: name"]),
+        ("nowhere", ["nowhere", "fix: name a folder of models"]),
+        ("models/empty", ["there is no model here"]),
+    ],
+)
+def test_a_folder_that_holds_no_models_says_what_it_is(
+    models: Path, path: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([path]) == 1
+    out = capsys.readouterr().out
+    for word in words:
+        assert word in out
+
+
+def test_a_refused_feature_is_a_problem_at_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "m" / "1" / "model.py")
+    write(tmp_path / "m" / "config.pbtxt", "max_batch_size: 2\nsequence_batching { }\n")
+    assert run([str(tmp_path), "--json"]) == 1
+    [model] = orjson.loads(capsys.readouterr().out)["models"]
+    [problem] = model["problems"]
+    assert problem["where"] == "m/config.pbtxt:2:1 sequence_batching"
+    assert problem["what"] == "model 'm' cannot be loaded: sequence batching is not supported yet"
+
+
+def test_the_command_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run([])
+    assert caught.value.code == 2
+    assert "MODELS" in capsys.readouterr().err

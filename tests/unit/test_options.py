@@ -1,0 +1,279 @@
+"""The options of `doorstep serve`: every one of tritonserver's is known, and none is parsed and ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from doorstep.config.option_table import BY_NAME, OPTIONS, Status
+from doorstep.config.options import OptionError, ServerOptions, TlsFiles, parse_options, parse_serve_args
+from doorstep.config.usage import usage
+from doorstep.wire.http2_settings import Http2Settings
+from doorstep.wire.limits import WireLimits
+
+# tritonserver --help, all groups (server, command_line_parser.cc).
+TRITONS = """
+    id exit-timeout-secs log-verbose log-info log-warning log-error log-format log-file
+    model-store model-repository exit-on-error disable-auto-complete-config strict-readiness model-control-mode
+    repository-poll-secs load-model model-config-name model-load-thread-count model-load-retry-count model-namespacing
+    enable-peer-access
+    allow-http http-address http-port reuse-http-port http-header-forward-pattern http-thread-count
+    http-max-input-size http-restricted-api
+    allow-grpc grpc-address grpc-port reuse-grpc-port grpc-header-forward-pattern grpc-infer-thread-count
+    grpc-infer-allocation-pool-size grpc-max-response-pool-size grpc-use-ssl grpc-use-ssl-mutual grpc-server-cert
+    grpc-server-key grpc-root-cert grpc-infer-response-compression-level grpc-keepalive-time grpc-keepalive-timeout
+    grpc-keepalive-permit-without-calls grpc-http2-max-pings-without-data
+    grpc-http2-min-recv-ping-interval-without-data grpc-http2-max-ping-strikes grpc-max-connection-age
+    grpc-max-connection-age-grace grpc-restricted-protocol
+    allow-sagemaker sagemaker-port sagemaker-safe-port-range sagemaker-thread-count
+    allow-vertex-ai vertex-ai-port vertex-ai-thread-count vertex-ai-default-model
+    allow-metrics allow-gpu-metrics allow-cpu-metrics metrics-address metrics-port metrics-interval-ms metrics-config
+    trace-config backend-directory backend-config repoagent-directory cache-config cache-directory
+    rate-limit rate-limit-resource pinned-memory-pool-byte-size cuda-memory-pool-byte-size cuda-virtual-address-size
+    min-supported-compute-capability buffer-manager-thread-count host-policy model-load-gpu-limit allow-client-shm
+    strict-model-config response-cache-byte-size trace-file trace-level trace-rate trace-count trace-log-frequency
+""".split()  # noqa: SIM905
+FIELDS = {f.name: f for f in dataclasses.fields(ServerOptions)}
+
+
+def parse(*argv: str) -> ServerOptions:
+    return parse_options(["models/", *argv])
+
+
+def test_every_option_of_tritonserver_is_in_the_table() -> None:
+    assert set(TRITONS) <= set(BY_NAME)
+    assert len(BY_NAME) == len(OPTIONS), "a name twice"
+
+
+def test_every_option_is_supported_or_says_why_not() -> None:
+    for option in OPTIONS:
+        assert bool(option.why) == (option.status is not Status.SUPPORTED), option.name
+        assert option.help, option.name
+
+
+def test_without_options_the_server_is_on_this_machine_only() -> None:
+    options = parse_options(["models/"])
+    assert options == ServerOptions(model_repositories=("models/",))
+    assert (options.http_address, options.http_port) == ("127.0.0.1", 8000)
+    assert (options.grpc_address, options.grpc_port) == ("127.0.0.1", 8001)
+    assert (options.metrics_address, options.metrics_port) == ("127.0.0.1", 8002)
+
+
+def test_the_tables_defaults_are_those_that_apply() -> None:
+    for option in OPTIONS:
+        group, dot, key = option.target.partition(".")
+        if option.status is not Status.SUPPORTED or option.repeats:
+            continue
+        if dot:
+            owner: Any = {"limits": WireLimits, "http2": Http2Settings}[group]()
+            assert float(option.default) * option.scale == pytest.approx(float(getattr(owner, key))), option.name
+        elif option.target in FIELDS and FIELDS[option.target].default != "127.0.0.1":
+            assert option.default == FIELDS[option.target].default, option.name
+
+
+def test_every_limit_of_the_wire_can_be_set_and_no_other() -> None:
+    settable = {o.target.partition(".")[2] for o in OPTIONS if o.target.startswith("limits.")}
+    fixed = {"linger_timeout_s"}
+    assert settable | fixed == {f.name for f in dataclasses.fields(WireLimits)}
+
+
+def test_limits_given_build_the_wires_own() -> None:
+    options = parse(
+        "--max-connections=7", "--http-max-input-size=1000", "--idle-timeout-secs=1.5",
+        "--grpc-keepalive-time=1500", "--grpc-keepalive-permit-without-calls=1", "--grpc-http2-max-ping-strikes=2",
+    )  # fmt: skip
+    limits, http2 = WireLimits(**options.limits), Http2Settings(**options.http2)  # type: ignore[arg-type]
+    assert (limits.connections, limits.body_bytes, limits.idle_timeout_s) == (7, 1000, 1.5)
+    assert (http2.keepalive_time_s, http2.keepalive_without_calls, http2.max_ping_strikes) == (1.5, True, 2)
+    assert http2.keepalive_timeout_s == Http2Settings().keepalive_timeout_s
+
+
+# arguments → field → value
+GOOD: list[tuple[list[str], str, Any]] = [
+    (["--http-port=9000"], "http_port", 9000),
+    (["--http-port", "9000"], "http_port", 9000),
+    (["--http-port=1", "--http-port=2"], "http_port", 2),
+    (["--host=0.0.0.0"], "http_address", "0.0.0.0"),
+    (["--host=0.0.0.0"], "grpc_address", "0.0.0.0"),
+    (["--host=0.0.0.0"], "metrics_address", "0.0.0.0"),
+    (["--host=0.0.0.0", "--grpc-address=10.0.0.1"], "grpc_address", "10.0.0.1"),
+    (["--http-address=10.0.0.1"], "metrics_address", "10.0.0.1"),
+    (["--http-address=10.0.0.1"], "grpc_address", "127.0.0.1"),
+    (["--allow-metrics=False"], "allow_metrics", False),
+    (["--allow-metrics", "off"], "allow_metrics", False),
+    (["--access-log=on"], "access_log", True),
+    (["--access-log"], "access_log", True),
+    (["--access-log", "--id=x"], "id", "x"),
+    (["--log-verbose=3"], "log_verbose", 3),
+    (["--log-verbose=true"], "log_verbose", 1),
+    (["--log-format=iso8601"], "log_format", "ISO8601"),
+    (["--disable-auto-complete-config"], "auto_complete_config", False),
+    (["--strict-model-config=true"], "auto_complete_config", False),
+    (["--strict-model-config=false"], "auto_complete_config", True),
+    (["--strict-model-config=false", "--disable-auto-complete-config"], "auto_complete_config", False),
+    (["--model-control-mode=EXPLICIT", "--load-model=a", "--load-model", "b"], "load_models", ("a", "b")),
+    (["--model-control-mode=explicit", "--load-model=*"], "load_models", ("*",)),
+    (["more/"], "model_repositories", ("models/", "more/")),
+    (["--model-repository=more/", "--model-store", "third/", "models/"], "model_repositories",
+     ("models/", "more/", "third/")),
+    (["--", "--odd/"], "model_repositories", ("models/", "--odd/")),
+    (["--access-log", "more/"], "model_repositories", ("models/", "more/")),
+    (["--backend-config=onnxruntime,a=1", "--backend-config=b=2,3", "--backend-config=onnxruntime,c=d=e"],
+     "backend_config", {"onnxruntime": {"a": "1", "c": "d=e"}, "": {"b": "2,3"}}),
+    (["--http-restricted-api=health,trace:Key=v:w=x", "--http-restricted-api=logging:K=v"], "http_restricted",
+     {"health": ("key", "v:w=x"), "trace": ("key", "v:w=x"), "logging": ("k", "v")}),
+    (["--grpc-restricted-protocol=inference:Key=v"], "grpc_restricted",
+     {"inference": ("triton-grpc-protocol-key", "v")}),
+    (["--tls-cert=c", "--tls-key=k"], "grpc_tls", TlsFiles("c", "k")),
+    (["--tls-cert=c", "--tls-key=k", "--tls-client-ca=a"], "tls", TlsFiles("c", "k", "a")),
+    (["--grpc-use-ssl=true", "--grpc-server-cert=c", "--grpc-server-key=k"], "grpc_tls", TlsFiles("c", "k")),
+    (["--grpc-use-ssl=true", "--grpc-server-cert=c", "--grpc-server-key=k"], "tls", None),
+    (["--grpc-use-ssl-mutual=true", "--grpc-server-cert=c", "--grpc-server-key=k", "--grpc-root-cert=r"], "grpc_tls",
+     TlsFiles("c", "k", "r")),
+    (["--tls-cert=a", "--tls-key=b", "--grpc-use-ssl", "--grpc-server-cert=c", "--grpc-server-key=k"], "tls",
+     TlsFiles("a", "b")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "field", "value"), GOOD)
+def test_an_option_is_taken(argv: list[str], field: str, value: Any) -> None:
+    assert getattr(parse(*argv), field) == value
+
+
+# arguments → all of these in the message
+BAD: list[tuple[list[str], list[str]]] = [
+    (["--http-port=abc"], ["--http-port=abc", "a whole number from 0 to 65535"]),
+    (["--http-port=65536"], ["--http-port=65536", "65535"]),
+    (["--http-port="], ["--http-port=", "a whole number"]),
+    (["--http-port"], ["--http-port needs a value"]),
+    (["--http_port=1"], ["unknown option --http_port", "did you mean --http-port?"]),
+    (["--model-repositry=x"], ["unknown option --model-repositry", "did you mean --model-repository?"]),
+    (["--qqqqqqqq=1"], ["unknown option --qqqqqqqq"]),
+    (["-p"], ["unknown option -p"]),
+    (["--allow-http=maybe"], ["--allow-http=maybe", "true or false"]),
+    (["--model-control-mode=some"], ["--model-control-mode=some", "one of none, poll, explicit"]),
+    (["--log-format=xml"], ["one of text, json, default, ISO8601"]),
+    (["--grpc-infer-response-compression-level=9"], ["one of none, low, medium, high"]),
+    (["--disable-auto-complete-config=true"], ["takes no value"]),
+    (["--http-max-input-size=0"], ["--http-max-input-size must be greater than 0."]),
+    (["--http-max-input-size=-1"], ["--http-max-input-size must be greater than 0."]),
+    (["--grpc-infer-thread-count=1"], ["a whole number from 2 to 128"]),
+    (["--idle-timeout-secs=nan"], ["--idle-timeout-secs=nan", "a number"]),
+    (["--exit-timeout-secs=-1"], ["--exit-timeout-secs=-1"]),
+    (["--load-model=a"], ["Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well."]),
+    (["--model-control-mode=explicit", "--load-model=*", "--load-model=a"],
+     ["Wildcard model name '*' must be the ONLY startup model if specified at all."]),
+    (["--http-restricted-api=x:k=v"], ["unknown restricted api 'x'", "health, metadata, inference"]),
+    (["--grpc-restricted-protocol=x:k=v"], ["unknown restricted protocol 'x'"]),
+    (["--http-restricted-api=health:k=v", "--http-restricted-api=health:k=v"],
+     ["restricted api 'health' can not be specified in multiple config groups"]),
+    (["--http-restricted-api=health,health:k=v"], ["can not be specified in multiple config groups"]),
+    (["--http-restricted-api=health"], ["--http-restricted-api=health", "<header>=<value>"]),
+    (["--http-restricted-api=health:k="], ["<header>=<value>"]),
+    (["--backend-config=onnxruntime"], ["<setting>=<value>"]),
+    (["--backend-config=,a=b"], ["<setting>=<value>"]),
+    (["--backend-config=default-max-batch-size=four"], ["default-max-batch-size=four", "a whole number"]),
+    (["--backend-config=onnxruntime,default-max-batch-size=x"], ["onnxruntime,default-max-batch-size=x"]),
+    (["--tls-cert=c"], ["both the certificate and its key"]),
+    (["--tls-client-ca=c"], ["both the certificate and its key"]),
+    (["--grpc-use-ssl=true"], ["--grpc-server-cert and --grpc-server-key"]),
+    (["--grpc-use-ssl-mutual=true", "--grpc-server-cert=c", "--grpc-server-key=k"], ["needs --grpc-root-cert"]),
+    (["--allow-http=false", "--allow-grpc=false"], ["nothing to serve"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "words"), BAD)
+def test_a_bad_option_is_named_with_what_was_expected(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse(*argv)
+    for word in words:
+        assert word in caught.value.message
+
+
+def example(name: str) -> str:
+    """A value of an option that is not its default."""
+    option = BY_NAME[name]
+    if isinstance(option.default, bool):
+        return str(not option.default).lower()
+    if isinstance(option.default, int | float):
+        return str(int(option.default) + 1)
+    return {"backend-config": "a,b=c", "http-restricted-api": "health:k=v"}.get(name, "x")
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.REFUSED])
+def test_what_is_not_supported_is_refused_by_name(name: str) -> None:
+    with pytest.raises(OptionError, match=rf"^--{name}=.* is not supported yet: ."):
+        parse(f"--{name}={example(name)}")
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.REFUSED and o.default != ""])
+def test_asking_for_what_is_so_anyway_is_fine(name: str) -> None:
+    assert parse(f"--{name}={BY_NAME[name].default}").notes == ()
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.WITHOUT_EFFECT])
+def test_what_has_no_effect_is_said_in_the_log(name: str) -> None:
+    [note] = parse(f"--{name}={example(name)}").notes
+    assert note.startswith(f"--{name}={example(name)} has no effect: ")
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.SUPPORTED])
+def test_what_is_supported_changes_what_the_server_is_told(name: str) -> None:
+    together = {
+        "load-model": ["--model-control-mode=explicit"],
+        "tls-cert": ["--tls-key=k"],
+        "tls-key": ["--tls-cert=c"],
+        "tls-client-ca": ["--tls-cert=c", "--tls-key=k"],
+        "grpc-use-ssl": ["--grpc-server-cert=c", "--grpc-server-key=k"],
+        "grpc-use-ssl-mutual": ["--grpc-server-cert=c", "--grpc-server-key=k", "--grpc-root-cert=r"],
+        "grpc-server-cert": ["--grpc-use-ssl=true", "--grpc-server-key=k"],
+        "grpc-server-key": ["--grpc-use-ssl=true", "--grpc-server-cert=c"],
+        "grpc-root-cert": ["--grpc-use-ssl-mutual=true", "--grpc-server-cert=c", "--grpc-server-key=k"],
+    }.get(name, [])
+    option = BY_NAME[name]
+    value = option.choices[-1] if option.choices else example(name)
+    value = {"grpc-restricted-protocol": "health:k=v", "grpc-max-message-bytes": "9"}.get(name, value)
+    given = f"--{name}" if option.kind.name == "FLAG" else f"--{name}={value}"
+    without = [a for a in together if name.startswith("load")]
+    assert parse(given, *together) != parse(*without)
+
+
+def test_certificates_that_nothing_uses_are_said_in_the_log() -> None:
+    [note] = parse("--grpc-server-cert=c", "--grpc-use-ssl=false").notes
+    assert "no effect without --grpc-use-ssl" in note
+
+
+def test_a_backends_own_settings_win_over_those_for_all() -> None:
+    options = parse("--backend-config=a=1", "--backend-config=x=1", "--backend-config=python,a=2")
+    assert options.backend_settings("python") == {"a": "2", "x": "1"}
+    assert options.backend_settings("onnxruntime") == {"a": "1", "x": "1"}
+
+
+def test_no_models_is_an_error() -> None:
+    with pytest.raises(OptionError, match="doorstep serve MODELS/"):
+        parse_options(["--http-port=1"])
+
+
+def test_the_command_line_exits_2_with_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_serve_args(["m", "--http-port=x"])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("doorstep serve: --http-port=x: expected a whole number")
+
+
+def test_help_names_every_option_once_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_serve_args(["--help"], "doorstep tritonserver")
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Usage: doorstep tritonserver MODELS/")
+    text = usage(width=90)
+    for option in OPTIONS:
+        assert any(
+            f"--{option.name}" in line.replace("=", " ").replace(",", " ").split() for line in text.split("\n")
+        ), option.name
+    assert max(map(len, text.split("\n"))) <= 90
