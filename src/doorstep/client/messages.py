@@ -66,9 +66,8 @@ def load_call(model: str, config: str | Mapping[str, Any] | None, files: Mapping
         parameters["config"] = config if isinstance(config, str) else orjson.dumps(config).decode()
     for path, content in files.items():
         parameters[f"file:{path}"] = b64encode(content).decode()
-    return json_call(
-        f"/v2/repository/models/{quote(model, safe='')}/load", {"parameters": parameters} if parameters else {}
-    )
+    path = f"/v2/repository/models/{quote(model, safe='')}/load"
+    return json_call(path, {"parameters": parameters} if parameters else {})
 
 
 def unload_call(model: str, unload_dependents: bool) -> Call:
@@ -80,6 +79,7 @@ def infer_call(
     model: str,
     version: str,
     tensors: Iterable[Tensor],
+    *,
     outputs: Sequence[str] = (),
     id: str = "",
     parameters: Mapping[str, bool | int | float | str] | None = None,
@@ -114,7 +114,7 @@ def read_json(answer: Answer) -> Any:
 
 
 def read_infer(answer: Answer) -> dict[str, Array]:
-    """Output name → array; BYTES outputs are object arrays of `bytes`. Arrays are views on the answer, hence read-only."""
+    """Output name → array, read-only because a view on the answer; BYTES outputs are object arrays of `bytes`."""
     check(answer)
     length = answer.headers.get("inference-header-content-length")
     size = int(length) if length is not None else len(answer.body)
@@ -164,7 +164,5 @@ def named_inputs(metadata: Mapping[str, Any], inputs: Any, named: Mapping[str, A
         return {**inputs, **named}
     names = [spec["name"] for spec in metadata["inputs"]]
     if len(names) != 1:
-        raise InvalidArgument(
-            f"model '{metadata['name']}' has {len(names)} inputs ({', '.join(names)}); give each by name"
-        )
+        raise InvalidArgument(f"model '{metadata['name']}' has inputs {', '.join(names)}; give each by name")
     return {names[0]: inputs, **named}

@@ -103,7 +103,7 @@ class Client:
         metadata = self._known_metadata(model, model_version)
         try:
             tensors = to_tensors(metadata, named_inputs(metadata, inputs, named))
-            call = infer_call(model, model_version, tensors, requested, request_id, parameters)
+            call = infer_call(model, model_version, tensors, outputs=requested, id=request_id, parameters=parameters)
             return read_infer(self._send(call, timeout))
         except DoorstepError:
             self._metadata.pop((model, model_version), None)  # perhaps the model has changed
@@ -129,15 +129,16 @@ class Client:
             read_json(answer)
         return answer.status == 200
 
-    def server(self) -> dict[str, Any]:
+    def server(self) -> Any:
         """Name, version and extensions of the server."""
         return self._json(json_call("/v2"))
 
-    def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+    def metadata(self, model: str, version: str = "") -> Any:
         """Versions, inputs and outputs of a model."""
         return self._json(json_call(model_path(model, version)))
 
-    def config(self, model: str, version: str = "") -> dict[str, Any]:
+    def config(self, model: str, version: str = "") -> Any:
+        """The model's complete configuration."""
         return self._json(json_call(f"{model_path(model, version)}/config"))
 
     def statistics(self, model: str = "", version: str = "") -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def describe_inputs(metadata: Metadata) -> str:
 
 
 def to_tensor(name: str, datatype: DataType, shape: Sequence[int], value: Any) -> Tensor:
-    """`value` as the model wants it: right datatype, and with the dimensions of size 1 that it lacks (one row of a batch)."""
+    """`value` as the model wants it: the right datatype, and the dimensions of size 1 it lacks (one row of a batch)."""
     array = _to_bytes_array(name, value) if datatype is BYTES else _to_numbers(name, datatype, value)
     return Tensor(name, datatype, _fit(name, array, shape))
 
@@ -108,7 +108,7 @@ def _object_array(value: Any) -> Array:
 
 
 def _fit(name: str, array: Array, shape: Sequence[int]) -> Array:
-    """Adds dimensions of size 1 in front, or behind, where the model has more of them. Anything else is the server's to judge."""
+    """Adds dimensions of size 1 in front, or behind, where the model has more. The rest is the server's to judge."""
     lacking = len(shape) - array.ndim
     if lacking <= 0:
         return array

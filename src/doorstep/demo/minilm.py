@@ -1,6 +1,6 @@
 """A sentence's meaning as 384 numbers: all-MiniLM-L6-v2. `doorstep demo` writes this file as minilm/1/model.py.
 
-Text in, unit vector out, so the dot product of two embeddings says how near two sentences are (1: the same, about 0: unrelated).
+Text in, unit vector out: the dot product of two embeddings says how near two sentences are, 1 (the same) to about 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Text to BERT token ids: normalise, split into words, cut words into known pieces. Knows no model and no tensor.
 
-The rules are those of BERT's uncased vocabularies; tests compare every code point with the `tokenizers` library, which would
-bring seventeen packages along.
+The rules are those of BERT's uncased vocabularies; tests compare them, code point by code point, with the `tokenizers`
+library, which would bring seventeen packages along.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 # Ranges that BERT treats as ideographs, each a word of its own. Hangul, Hiragana and Katakana are not among them.
-_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
+_IDEOGRAPHS = (
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
+)
 _IDEOGRAPH = re.compile(f"([{_IDEOGRAPHS}])")
 _ASCII_WORDS = re.compile(r"[0-9a-z]+|[!-/:-@\[-`{-~]")
 _ASCII_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
