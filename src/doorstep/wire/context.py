@@ -53,7 +53,7 @@ class Connections(set[WireConnection]):
 
     _empty: asyncio.Event | None = None
 
-    def discard(self, connection: WireConnection) -> None:
+    def discard(self, connection: object) -> None:
         super().discard(connection)
         if self._empty is not None and not self:
             self._empty.set()

@@ -37,6 +37,19 @@ class _Stop(Exception):
     """Leaves the parser from inside one of its callbacks; the answer is in the queue already."""
 
 
+class _Whole(Exception):
+    """Leaves a parser that has done its one task."""
+
+
+class _BodyOnly:
+    """Stands between the parser and a connection that has the head of the request already."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.on_body = connection.on_body
+        self.on_chunk_header = connection.on_chunk_header
+        self.on_message_complete = connection.on_upgraded_body_complete
+
+
 class Connection(asyncio.Protocol):
     """Touched only from the event loop."""
 
@@ -136,13 +149,16 @@ class Connection(asyncio.Protocol):
         """One slice. Whatever is wrong with it is in the queue afterwards, as an answer."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:  # an offer to change protocols; HTTP lets one ignore it
-            self._parser = httptools.HttpRequestParser(self)
-            rest = memoryview(data)[upgrade.args[0] :]
-            self._rest = b"".join((rest, self._rest))
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
-            if not isinstance(error.__context__, _Stop):
-                raise
+            match error.__context__:
+                case _Stop():
+                    pass
+                case _Whole():
+                    self._parser = httptools.HttpRequestParser(self)
+                case _:
+                    raise
         except httptools.HttpParserError as error:
             if self._queue and self._queue[-1].keep is CLOSE:
                 self._deaf = True  # bytes after the last request
@@ -154,6 +170,20 @@ class Connection(asyncio.Protocol):
                 self._refuse_head()
         elif self._receiving is not None:
             self._body_grew(self._receiving, len(data))
+
+    def _ignore_upgrade(self, rest: Buffer) -> None:
+        """The client offers to change protocols, which one need not take up. The parser takes the request for whole."""
+        self._rest = b"".join((rest, self._rest))
+        if self._deaf or not self._length:
+            self._parser = httptools.HttpRequestParser(self)
+            return
+        exchange = self._queue[-1] if self._queue[-1].streaming else self._queue.pop()
+        if exchange.streaming:
+            exchange.keep = CLOSE
+        self._receiving = exchange
+        self._parser = httptools.HttpRequestParser(_BodyOnly(self))
+        framing = b"transfer-encoding: chunked" if self._length == _CHUNKED else b"content-length: %d" % self._length
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
 
     def _pump(self) -> None:
         """Answers and parses, by turns, as far as it goes without waiting."""
@@ -169,7 +199,9 @@ class Connection(asyncio.Protocol):
             elif self._rest and self._may_parse(current):
                 rest = memoryview(self._rest)
                 size = SLICE_BYTES
-                if self._receiving is not None and self._length > 0:  # no other request in these bytes
+                receiving = self._receiving
+                if receiving is not None and self._length > 0 and not receiving.streaming:
+                    # Nothing but this body in these bytes.
                     size = max(size, self._length - sum(map(len, self._parts)))
                 self._rest = rest[size:]
                 self._parse(rest[:size])
@@ -318,6 +350,11 @@ class Connection(asyncio.Protocol):
             self._parts = []
         self._queue.append(exchange)
 
+    def on_upgraded_body_complete(self) -> None:
+        """The end of a body that `_BodyOnly` stood for; a client that offers an upgrade sends nothing behind it."""
+        self.on_message_complete()
+        raise _Whole
+
     # Less usual heads.
 
     def _settle_version(self, exchange: Http1Exchange, version: str) -> None:
@@ -339,7 +376,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse_head(self) -> _Stop:
         limit = self.context.limits.header_bytes
-        if len(self._url) > limit or not self._headers:
+        if len(self._url) > limit // 2:
             return self._stop(414, f"the request line is longer than {limit} bytes")
         return self._stop(431, f"the request's header fields are larger than {limit} bytes")
 
@@ -529,7 +566,7 @@ class Connection(asyncio.Protocol):
     def _stop_reading_body(self, exchange: Http1Exchange) -> _Stop:
         exchange.keep = CLOSE
         self._deaf = True
-        self._in_head = False
+        self._in_head = self._expects_continue = False
         self._receiving = None
         self._rest = b""
         self._parts = []
@@ -625,7 +662,7 @@ class Connection(asyncio.Protocol):
         if self._lingering:
             if waited_s > limits.linger_timeout_s:
                 self.abort()
-        elif self._receiving is not None and self._current in (None, self._receiving):
+        elif self._receiving is not None and self._reading and self._current in (None, self._receiving):
             if waited_s > limits.body_timeout_s:
                 self._time_out("the request's body did not arrive in time")
             elif self._too_slow(now_ns):
