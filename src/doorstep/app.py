@@ -21,8 +21,11 @@ from doorstep.config.options import ServerOptions, TlsFiles
 from doorstep.config.support import fields_without_meaning
 from doorstep.errors import DoorstepError
 from doorstep.model import LoadOptions, Model, load_model
-from doorstep.observability.access import access_hook
-from doorstep.observability.metrics import MetricsEndpoint
+try:
+    from doorstep.observability.access import access_hook
+    from doorstep.observability.metrics import MetricsEndpoint
+except ImportError:
+    MetricsEndpoint = access_hook = None  # type: ignore[assignment,misc]
 from doorstep.protocols import grpc_health, grpc_reflection, kserve
 from doorstep.protocols.kserve.categories import category_of
 from doorstep.repository.base import VersionSpec
@@ -31,6 +34,7 @@ from doorstep.security.restricted import restricted_gate
 from doorstep.server import InferenceServer
 from doorstep.wire.context import ListenerContext
 from doorstep.wire.grpc import GrpcServer
+from doorstep.wire.grpc_compression import CompressionLevel
 from doorstep.wire.http2_settings import Http2Settings
 from doorstep.wire.limits import WireLimits
 from doorstep.wire.listener import Address, Listener, share
@@ -114,15 +118,16 @@ class App:
         # One list, in order: what is cheapest to refuse, and says least about the rest, comes first.
         gates = [gate] if gate is not None else []
         contexts: list[ListenerContext] = []
-        metrics = MetricsEndpoint(self.server.models, contexts, self.repository.index)
+        metrics = MetricsEndpoint and MetricsEndpoint(self.server.models, contexts, self.repository.index)
         for address, names in share(self._addresses()):
             router = Router()
-            grpc = GrpcServer(router, limits, compression=o.grpc_infer_response_compression_level)
+            grpc = GrpcServer(limits, compression=CompressionLevel[o.grpc_infer_response_compression_level.upper()])
             if "http" in names or "grpc" in names:
                 kserve.register(router if o.allow_http else None, grpc if o.allow_grpc else None, self.server, limits)
             grpc_health.register(grpc, self.server)
             grpc_reflection.register(grpc)
-            if "metrics" in names:
+            grpc.install(router)
+            if "metrics" in names and metrics:
                 metrics.register(router)
             context = ListenerContext(
                 address.name, router, limits, gates=gates, http2=http2, on_access=access_hook() if o.access_log else None

@@ -10,9 +10,14 @@ from doorstep.config.options import parse_serve_args
 
 def run(argv: Sequence[str], prog: str = "doorstep serve") -> int:
     options = parse_serve_args(argv, prog)
-    from doorstep.observability.logging import set_up_logging
+    try:
+        from doorstep.observability.logging import set_up_logging
 
-    set_up_logging(options)
+        set_up_logging(options)
+    except ImportError:
+        import logging
+
+        logging.basicConfig(level=logging.INFO)
     from doorstep import app
 
     return app.run(options, _say_ready)
