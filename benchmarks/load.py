@@ -1,6 +1,7 @@
 """Load generators: wrk over HTTP/1.1, h2load over HTTP/2 for gRPC. One process each, beside the server. Knows no model.
 
-Both are closed loops: a connection sends its next request when the last one is answered. A run with a failed request raises.
+Both are closed loops: a connection sends its next request when the last one is answered. A run with a failed request
+raises.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def wrk(port: int, path: str, body: HttpBody, *, connections: int, seconds: floa
 
 
 def h2load(port: int, message: Path, *, connections: int, seconds: float, streams: int = 1) -> Load:
-    """Calls ModelInfer with the gRPC message in `message` (its 5-byte prefix included), `streams` at a time a connection.
+    """Calls ModelInfer with the gRPC message in `message` (its 5-byte prefix included), `streams` at once a connection.
 
     h2load sees HTTP's status, not gRPC's: whoever calls this has checked that the message is answered with OK.
     """

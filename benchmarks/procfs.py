@@ -33,18 +33,6 @@ def cpu_seconds(pid: int) -> float:
     return total / _TICKS_PER_S
 
 
-def memory_bytes(pid: int) -> int:
-    """Resident memory of the tree; pages that its processes share are counted once (proportional set size)."""
-    total = 0
-    for member in tree(pid):
-        try:
-            lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total * 1024
-
-
 def resident_bytes(pid: int) -> int:
     """VmRSS of the tree added up: what `ps` says, shared pages counted in each process."""
     total = 0

@@ -1,4 +1,4 @@
-"""`make peers`: a virtual environment for each peer under .cache/peers, with what its benchmark needs. Starts nothing."""
+"""`make peers`: a virtual environment for each peer under .cache/peers, with what it needs. Starts nothing."""
 
 from __future__ import annotations
 

@@ -1,17 +1,16 @@
-"""Doorstep and a real Triton give the same answers, but for the differences that are meant, each listed with its reason."""
+"""Doorstep and a real Triton give the same answers, but for differences that are meant, each listed with its reason."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from benchmarks.peers.triton import find_venv
 from differential import document, recording
 from differential.compare import load_table, problems
 from differential.runner import RUNS, gather, identifier
 from differential.servers import NO_TRITON, start_doorstep, start_triton
 from differential.wire import Answer
-
-from benchmarks.peers.triton import find_venv
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("differential")]
 

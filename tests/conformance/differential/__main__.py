@@ -1,7 +1,7 @@
 """`python tests/conformance/differential record | differences | document`.
 
-record: asks a real Triton everything and keeps its answers. differences: asks Doorstep, and prints what no row of the table
-covers. document: writes docs/compatibility.md anew.
+record: asks a real Triton everything and keeps its answers. differences: asks Doorstep, and prints what no row of the
+table covers. document: writes docs/compatibility.md anew.
 """
 
 from __future__ import annotations

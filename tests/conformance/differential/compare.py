@@ -1,7 +1,7 @@
 """Where two servers' answers differ, and which of those differences are meant. Knows no server.
 
-A difference is a case's identifier and the part of the answer that differs: `outcome` (answered, closed, crashed …), `status`,
-`headers`, `error` (its text), `body` (the rest); over gRPC `status` is the code and `error` the details.
+A difference is a case's identifier and the part of the answer that differs: `outcome` (answered, closed, crashed …),
+`status`, `headers`, `error` (its text), `body` (the rest); over gRPC `status` is the code and `error` the details.
 """
 
 from __future__ import annotations
@@ -42,20 +42,18 @@ def _matches(case: str, pattern: str) -> bool:
 
 
 def load_table() -> list[Row]:
-    rows = []
-    for group in tomllib.loads(TABLE.read_text())["group"]:
-        for row in group["difference"]:
-            rows.append(
-                Row(
-                    title=row["title"],
-                    cases=tuple(row["cases"]),
-                    parts=tuple(row["parts"]),
-                    reason=" ".join(row["reason"].split()),
-                    group=group["title"],
-                    doorstep=row.get("doorstep", {}),
-                )
-            )
-    return rows
+    return [
+        Row(
+            title=row["title"],
+            cases=tuple(row["cases"]),
+            parts=tuple(row["parts"]),
+            reason=" ".join(row["reason"].split()),
+            group=group["title"],
+            doorstep=row.get("doorstep", {}),
+        )
+        for group in tomllib.loads(TABLE.read_text())["group"]
+        for row in group["difference"]
+    ]
 
 
 def split(answer: Answer) -> dict[str, Any]:
@@ -120,9 +118,11 @@ def problems(doorstep: dict[str, Answer], triton: dict[str, Answer], rows: list[
     ]
     for row in rows:
         covered = [(case, part) for case, part in found if row.covers(case, part)]
-        for pattern in row.cases:
-            if not any(_matches(case, pattern) for case, _ in covered):
-                wrong.append(f"row '{row.title}': {pattern!r} covers no difference any more")
+        wrong += [
+            f"row '{row.title}': {pattern!r} covers no difference any more"
+            for pattern in row.cases
+            if not any(_matches(case, pattern) for case, _ in covered)
+        ]
         wrong += [
             f"row '{row.title}': {part} never differs" for part in row.parts if all(part != p for _, p in covered)
         ]
