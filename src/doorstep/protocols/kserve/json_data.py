@@ -95,7 +95,7 @@ _RIGHT_TYPES |= {BOOL: frozenset({bool}), FP32: _NUMBER, FP64: _NUMBER}
 def _flatten(data: list[Any], prefix: str) -> list[Any]:
     """The scalars of nested lists in order; levels of lists only, as real clients send them, go by in C."""
     elements = data
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH - 1):  # the outermost list is a level as well
         if list not in set(map(type, elements)):
             return elements
         if all(type(e) is list for e in elements):
