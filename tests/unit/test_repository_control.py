@@ -444,10 +444,13 @@ def test_polling_follows_models_and_versions_that_come_and_go(tmp_path: Path) ->
     async def scenario(world: World) -> None:
         assert (await world.repository.start()).loaded == ("resnet",)
         assert await world.repository.poll() == [], "nothing changed"
+        one = world.find("resnet")
+        one.begin()
         write_version(tmp_path, "resnet", 2, "two")
         write_version(tmp_path, "bert", 1)
         assert await world.poll() == []
         assert world.index() == [("bert", "1", "READY"), ("resnet", "1", "UNLOADING"), ("resnet", "2", "READY")]
+        one.end()
         await world.settled()
         (tmp_path / "resnet" / "2" / "model").unlink()
         (tmp_path / "resnet" / "2").rmdir()
