@@ -333,6 +333,19 @@ def test_unloading_dependents_unloads_an_ensembles_members(tmp_path: Path) -> No
     run(scenario, tmp_path, control="explicit", startup_models=["*"])
 
 
+def test_versions_that_load_side_by_side_share_no_config(tmp_path: Path) -> None:
+    write_version(tmp_path, "resnet", 1, config=ALL)
+    write_version(tmp_path, "resnet", 2)
+
+    async def scenario(world: World) -> None:
+        await world.repository.load("resnet")
+        one, two = (world.find("resnet", v).spec.config for v in "12")
+        assert one == two
+        assert one is not two, "whoever completes one would change the other"
+
+    run(scenario, tmp_path, control="explicit")
+
+
 # ---- overrides
 
 
