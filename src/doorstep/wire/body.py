@@ -14,7 +14,7 @@ import numpy as np
 from doorstep.wire.exchange import Buffer
 
 if TYPE_CHECKING:
-    from doorstep.wire.http1 import Connection
+    from doorstep.wire.http1_reader import RequestReader
 
 LARGE_BYTES = 65_536  # bodies from this size on are received this way
 
@@ -24,7 +24,7 @@ class LargeBody(asyncio.BufferedProtocol):
 
     __slots__ = ("_connection", "_room", "view")
 
-    def __init__(self, connection: Connection, length: int, first: list[bytes]) -> None:
+    def __init__(self, connection: RequestReader, length: int, first: list[bytes]) -> None:
         self._connection = connection
         self.view = np.empty(length, np.uint8).data  # not zeroed: nobody sees it before it is full
         self._room = self.view
