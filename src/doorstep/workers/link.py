@@ -38,6 +38,7 @@ class Link:
         self.process = process
         self.busy = False  # a batch is out
         self.undelivered = False  # the last batch never reached the process
+        self._gave_outputs = False  # during the last batch
         self._loop = loop
         self._on_result = on_result
         self._on_failed = on_failed
@@ -85,6 +86,7 @@ class Link:
     def execute(self, layout: Layout, rows: int, requests: list[Any]) -> None:
         """Sends a batch. Raises OSError or ValueError when it cannot; the process has seen nothing of it then."""
         self.busy = True
+        self._gave_outputs = False
         released = self._outputs.released()
         try:
             if layout.size <= INLINE_BYTES:
@@ -140,6 +142,11 @@ class Link:
             count = process.sock.recv_into(process.frames.space())
         except BlockingIOError:
             return False
+        except (
+            ConnectionResetError
+        ):  # it ended without having read all we sent: the batch, or a segment for its outputs
+            self.undelivered = self.busy and not self._gave_outputs
+            count = 0
         except OSError:
             count = 0
         if not count:
@@ -202,6 +209,7 @@ class Link:
     def _give_segment(self, size: Any) -> None:
         if not isinstance(size, int) or not self.busy:
             raise ProtocolError("a wish for memory out of turn")
+        self._gave_outputs = True
         try:
             if not 0 < size <= LARGEST_SEGMENT:
                 raise OSError(f"outputs of {size} bytes; {LARGEST_SEGMENT} is the most for a batch")

@@ -124,8 +124,8 @@ class PredictInstance(ModelInstance):
             self._check_names(named)
         array = to_array(hint, name, spec.datatype, named[name])
         expected = spec.shape
-        if array.ndim == len(expected) - 1 and expected[-1] == 1:
-            array = array.reshape((*array.shape, 1))  # one value stands for dims: [1]
+        if array.ndim == len(expected) - 1 and expected[-1] in (1, -1):
+            array = array.reshape((*array.shape, 1))  # one value, or one for each row
         elif spec.reshape is not None and array.ndim == len(expected) - len(spec.dims) + len(spec.reshape):
             array = array.reshape(array.shape[: len(expected) - len(spec.dims)] + spec.dims)
         shape = array.shape

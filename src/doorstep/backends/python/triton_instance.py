@@ -8,7 +8,6 @@ import time
 import traceback
 from typing import Any
 
-
 from doorstep import proto as messages
 from doorstep.backends.base import InstanceContext, ModelInstance
 from doorstep.backends.python import coroutines, triton_compat
@@ -97,9 +96,7 @@ class TritonInstance(ModelInstance):
             if not isinstance(error, DoorstepError):
                 self._log_traceback(error)
             text = str(error) if isinstance(error, DoorstepError | TritonModelException) else describe(error)
-            batch.fail(
-                BackendError(f"Failed to process the request(s) for model instance '{self._name}', message: {text}")
-            )
+            batch.fail(BackendError(f"Failed to process the request(s) for model '{self._name}', message: {text}"))
             return
         for i, response in enumerate(responses):
             batch.results[i] = self._result(batch.requests[i], response)
