@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
+
 from doorstep import proto
-from doorstep.errors import DoorstepError, NotFound
+from doorstep.errors import DoorstepError, InvalidArgument, NotFound
 from doorstep.wire.exchange import Buffer
 from doorstep.wire.grpc import GrpcServer
 from doorstep.wire.grpc_call import StreamCall, UnaryCall
@@ -62,7 +64,7 @@ class Health:
             return _NOT_SERVING
 
     def check(self, call: UnaryCall) -> None:
-        status = self.status(_Request.FromString(bytes(call.message)).service)
+        status = self.status(_service(call.message))
         if status == _UNKNOWN:
             call.fail(Status.NOT_FOUND, "unknown service")
         else:
@@ -76,7 +78,7 @@ class Health:
                 call.fail(Status.INVALID_ARGUMENT, "one request expected")
                 self._watchers.pop(call)
                 return
-            service = _Request.FromString(bytes(message)).service
+            service = _service(message)
             status = self.status(service)
             self._watchers[call] = (service, status)
             call.send(_BYTES[status])
@@ -108,3 +110,10 @@ class Health:
         self.changed()
         if self._watchers:
             self._set_timer()
+
+
+def _service(message: Buffer) -> str:
+    try:
+        return str(_Request.FromString(bytes(message)).service)
+    except DecodeError:
+        raise InvalidArgument("not a HealthCheckRequest") from None

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import descriptor_pb2
+from google.protobuf.message import DecodeError
 
 from doorstep import proto
+from doorstep.errors import InvalidArgument
 from doorstep.wire.exchange import Buffer
 from doorstep.wire.grpc import GrpcServer
 from doorstep.wire.grpc_call import StreamCall
@@ -49,7 +51,10 @@ class Reflection:
 
     def info(self, call: StreamCall) -> None:
         def answer(message: Buffer) -> None:
-            request = _Request.FromString(bytes(message))
+            try:
+                request = _Request.FromString(bytes(message))
+            except DecodeError:
+                raise InvalidArgument("not a ServerReflectionRequest") from None
             response = _Response(valid_host=request.host, original_request=request)
             self.answer(request, response)
             call.send(response.SerializeToString())

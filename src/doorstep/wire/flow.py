@@ -124,26 +124,11 @@ class Outbox:
             if stream.closed:
                 continue
             queue = stream.queue
-            turn = min(_TURN, budget)
+            turn = min(_TURN, budget, credit, stream.window)
             while queue and turn > 0:
-                view = queue[0]
-                room = min(stream.window, credit, turn, self.max_frame)
-                if room <= 0:
-                    break
-                size = view.nbytes
-                if size > room:
-                    out.append(_pack_head(room >> 16, room & 0xFFFF, DATA, 0, stream.stream_id))
-                    out.append(view[:room])
-                    queue[0] = view[room:]
-                    size = room
-                else:
-                    out.append(_pack_head(size >> 16, size & 0xFFFF, DATA, 0, stream.stream_id))
-                    out.append(view)
-                    queue.popleft()
-                stream.window -= size
-                stream.queued -= size
-                credit -= size
+                size = _frame(stream, min(turn, self.max_frame), out)
                 turn -= size
+                credit -= size
                 budget -= size
             if queue:
                 if stream.window > 0 and credit > 0:
@@ -166,3 +151,26 @@ class Outbox:
         if not stream.ready and not stream.closed and (stream.finished or stream.queue):
             stream.ready = True
             self._ready.append(stream)
+
+
+def _frame(stream: OutStream, room: int, out: list[Buffer]) -> int:
+    """One DATA frame of at most `room` bytes, out of as many buffers as fit; returns its size."""
+    queue = stream.queue
+    at = len(out)
+    out.append(b"")
+    size = 0
+    while queue and size < room:
+        view = queue[0]
+        free = room - size
+        if view.nbytes <= free:
+            out.append(view)
+            size += view.nbytes
+            queue.popleft()
+        else:
+            out.append(view[:free])
+            queue[0] = view[free:]
+            size = room
+    out[at] = _pack_head(size >> 16, size & 0xFFFF, DATA, 0, stream.stream_id)
+    stream.window -= size
+    stream.queued -= size
+    return size

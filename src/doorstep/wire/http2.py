@@ -213,7 +213,6 @@ class Http2Connection(asyncio.BufferedProtocol):
         trailers: FieldList | None,
     ) -> None:
         session, outbox, stream_id = self.session, self.outbox, exchange.stream_id
-        self.work += size
         try:
             if not size and trailers is None:
                 session.send_response(stream_id, fields, end_stream=True)
@@ -221,6 +220,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 session.send_response(stream_id, fields)
                 if size <= SMALL and size <= outbox.credit and size <= outbox.initial_window:
                     outbox.credit -= size
+                    self.work += size
                     session.send_data(stream_id, b"".join(body), end_stream=trailers is None)
                     if trailers is not None:
                         session.send_trailers(stream_id, trailers)
@@ -253,7 +253,6 @@ class Http2Connection(asyncio.BufferedProtocol):
     def send_data(self, out: OutStream, buffers: tuple[Buffer, ...]) -> int:
         """Returns how many bytes are queued now."""
         size = sum([self.outbox.put(out, buffer) for buffer in buffers])
-        self.work += size
         self._want_flush()
         return size
 
@@ -328,7 +327,10 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _pump(self, out: list[Buffer]) -> None:
         session, outbox = self.session, self.outbox
-        for stream in outbox.pump(_PUMP, out):
+        credit = outbox.credit
+        done = outbox.pump(_PUMP, out)
+        self.work += credit - outbox.credit
+        for stream in done:
             if stream.trailers:
                 session.send_trailers(stream.stream_id, stream.trailers)
             else:

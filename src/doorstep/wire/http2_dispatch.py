@@ -49,6 +49,9 @@ def dispatch(owner: Http2Connection, exchange: Http2Exchange, whole: bool) -> No
     if streaming:
         exchange.paced = True
         call(match.endpoint, exchange)
+    elif not match.route:  # 404 and 405 need not wait for a body
+        call(match.endpoint, exchange)
+        return
     if whole:
         try:
             exchange.feed(b"", True)

@@ -16,7 +16,9 @@ class Http2Settings:
     frame_bytes: int = 4 * MIB  # SETTINGS_MAX_FRAME_SIZE: 16,384 to 16,777,215
     reset_burst: int = 1000  # RST_STREAM frames a client may send at once (CVE-2023-44487) …
     reset_rate: int = 100  # … and per second after that
-    control_frames: int = 2000  # PING, SETTINGS, WINDOW_UPDATE, empty DATA … in a second, on top of what requests need
+    control_frames: int = (
+        2000  # PING, SETTINGS, WINDOW_UPDATE, empty DATA … in about a second, on top of what requests need
+    )
     continuations: int = 16  # CONTINUATION frames of one header block
     keepalive_time_s: float = 7200.0  # PING a client that has been silent for so long; 0: never
     keepalive_timeout_s: float = 20.0  # and close the connection when it stays silent for so long after it

@@ -42,9 +42,9 @@ class Watch:
         self._owner = owner
         self.touched = True  # something was read since the last sweep
         self.answered = True  # since the client's last PING
-        self.control = 0  # frames that cost us and bring nothing, in the current second
-        self.requests = 0  # in the current second
-        self._counted_ns = now_ns  # when that second began
+        self.control = 0  # frames that cost us and bring nothing, of late
+        self.requests = 0  # of late
+        self._counted_ns = now_ns  # when these were last halved
         self._made_ns = now_ns
         self._idle_ns = now_ns  # nothing has been read since
         self._block_ns = 0  # a header block or a frame head has begun and not ended
@@ -80,8 +80,10 @@ class Watch:
         if touched:
             self._idle_ns = now_ns
         if now_ns - self._counted_ns >= _SECOND:
-            self._counted_ns = now_ns
-            self.control = self.requests = owner.work = 0
+            self._counted_ns = now_ns  # half is kept: what a byte or a request entails comes a little later
+            self.control >>= 1
+            self.requests >>= 1
+            owner.work >>= 1
         if owner.lost:  # closing, once all is sent
             self._closing_ns = self._closing_ns or now_ns
             if now_ns - self._closing_ns > limits.write_timeout_s * _SECOND:
