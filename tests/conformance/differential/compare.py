@@ -112,7 +112,7 @@ def problems(doorstep: dict[str, Answer], triton: dict[str, Answer], rows: list[
     """What is wrong: differences no row covers, rows that cover none, and answers other than a row promises."""
     found = differences(doorstep, triton)
     wrong = [
-        f"{case}: {part} differs\n    Doorstep: {ours!r}\n    Triton:   {theirs!r}"
+        f"{case}: {part} differs\n{_explain(ours, theirs)}"
         for (case, part), (ours, theirs) in found.items()
         if not any(row.covers(case, part) for row in rows)
     ]
@@ -143,3 +143,25 @@ def _broken_promises(row: Row, case: str, answer: Answer) -> list[str]:
         if not kept:
             wrong.append(f"row '{row.title}': {case}: {part} should be {expected!r}, is {said[part]!r}")
     return wrong
+
+
+def _explain(ours: Any, theirs: Any) -> str:
+    return "\n".join(
+        f"    {where or 'all'}:\n        Doorstep: {a!r}\n        Triton:   {b!r}"
+        for where, a, b in _apart(ours, theirs, "")
+    )
+
+
+_MISSING = "(not there)"
+
+
+def _apart(a: Any, b: Any, where: str) -> list[tuple[str, Any, Any]]:
+    """The places, as paths, at which two JSON values differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        parts = [_apart(a.get(k, _MISSING), b.get(k, _MISSING), f"{where}.{k}") for k in keys]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        parts = [_apart(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    else:
+        return [] if _plain(a) == _plain(b) else [(where, a, b)]
+    return [place for part in parts for place in part]

@@ -112,7 +112,7 @@ for _tensor, _outcome in ((_ROW, "answered"), (_PAIR, "answered, two rows"), ({*
     _post("/v2/models/counted/infer", {"inputs": _inputs}, f"a request that is counted: {_outcome}")
 _get("/v2/models/counted/stats", "statistics")
 _get("/v2/models/counted/versions/1/stats", "statistics of a version")
-_get("/v2/models/multi/stats", "statistics of several versions")
+_get("/v2/models/untouched/stats", "statistics of several versions")
 
 # --- repository ---
 for _body in (

@@ -16,6 +16,7 @@ LOADED = (
     "matrix",
     "scalar",
     "multi",
+    "untouched",
     "raises",
     "params",
     "optional",
@@ -241,6 +242,16 @@ MODELS: dict[str, tuple[str, str, tuple[str, ...], dict[str, str]]] = {
         ),
         _MULTI,
         ("1", "2", "3"),
+        {},
+    ),
+    "untouched": (  # never asked, so that its statistics are zero
+        _config(
+            _tensor("input", "IN", "INT32", "[ 1 ]"),
+            _tensor("output", "VERSION", "INT32", "[ 1 ]"),
+            extra="version_policy { all { } }\n",
+        ),
+        _MULTI,
+        ("1", "2"),
         {},
     ),
     "raises": (
