@@ -60,8 +60,9 @@ class Connections(set[WireConnection]):
 
     async def empty(self) -> None:
         """Returns when no connection is left."""
-        if self:
-            self._empty = asyncio.Event()
+        while self:
+            self._empty = self._empty or asyncio.Event()
+            self._empty.clear()
             await self._empty.wait()
 
 

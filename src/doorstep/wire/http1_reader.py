@@ -338,21 +338,21 @@ class RequestReader(asyncio.Protocol):
             if self._framing > limits.chunk_count * FRAMING_BYTES + limits.header_bytes:
                 self._stop(400, "the chunked request body is mostly framing. Send larger HTTP chunks.")
             elif self.context.held_bytes > limits.arriving_bytes:
-                self._refuse_arriving()
+                self.refuse_arriving()
         elif self._length >= LARGE_BYTES:
             self._receive_large(exchange)
 
     def _receive_large(self, exchange: Http1Exchange) -> None:
         try:
             large = LargeBody(self, self._length, self._parts)
+            rest = memoryview(self._rest)
+            self._rest = rest[large.missing :]
+            large.put(rest[: large.missing])
         except MemoryError:
-            self._refuse_arriving()
+            self.refuse_arriving()
             return
         self._parts = []
         self._large = large
-        rest = memoryview(self._rest)
-        self._rest = rest[large.missing :]
-        large.put(rest[: large.missing])
         if large.missing:
             self._transport.set_protocol(large)
         self.large_body_grew(large, self._length - large.missing)
@@ -365,12 +365,11 @@ class RequestReader(asyncio.Protocol):
             self._held += size
             context.held_bytes += size
             if context.held_bytes > context.limits.arriving_bytes:
-                self._refuse_arriving()
-                self._pump()
+                self.refuse_arriving()
             return
         exchange = self._receiving
         assert exchange is not None
-        exchange.body = large.view
+        exchange.body = large.body
         self._receiving = None
         self._parser = httptools.HttpRequestParser(self)  # the old one still waits for the body
         self._listen_again()
@@ -388,8 +387,9 @@ class RequestReader(asyncio.Protocol):
         self.context.held_bytes -= self._held
         self._held = 0
 
-    def _refuse_arriving(self) -> None:
+    def refuse_arriving(self) -> None:
         self._stop(503, "the server is receiving too many large requests at once; try again later")
+        self._pump()
 
     # The end of listening.
 

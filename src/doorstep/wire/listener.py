@@ -180,11 +180,17 @@ class Listener:
         while True:
             await asyncio.sleep(self._certificate_check_s)
             tls = await asyncio.to_thread(files.changed)
-            if tls is not None:
+            if tls is None:
+                continue
+            try:
                 old, self._servers = self._servers, await self._serve(tls)
-                for server in old:
-                    server.close()
-                log.info("%s: TLS certificate reloaded from '%s'", self, files.options.certificate)
+            except OSError as error:  # no file descriptor left, say
+                log.error("%s: keeping the TLS certificate in use: %s", self, error)
+                files.forget()
+                continue
+            for server in old:
+                server.close()
+            log.info("%s: TLS certificate reloaded from '%s'", self, files.options.certificate)
 
     def stop_accepting(self) -> None:
         """Lets go of the address; connections stay."""

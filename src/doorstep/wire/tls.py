@@ -80,6 +80,10 @@ class CertificateFiles:
             log.error("keeping the TLS certificate in use: %s", error.message)
             return None
 
+    def forget(self) -> None:
+        """The last new context could not be used: `changed` is to make it again."""
+        self._seen = ()
+
     def _stamp(self) -> _Stamp:
         stamps = []
         for path in self.options.files:
