@@ -171,6 +171,8 @@ def read_tensors(entries: Iterable[Any], memory: Any) -> list[Tensor]:
         for name, type_name, shape, at, size in entries:
             datatype = DTYPES[type_name]
             array: Array
+            if at < 0 or size < 0 or (shape and min(shape) < 0):  # numpy does not look at the first, and reads there
+                raise ValueError(f"{shape} at {at}")
             if datatype is BYTES:
                 array = unpack_strings(bytes(memory[at : at + size]), shape)
             else:

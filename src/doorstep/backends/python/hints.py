@@ -112,8 +112,8 @@ def _plain(annotation: Any, origin: Any, text: str) -> Hint:
 
 def _array_datatype(dtype: Any, text: str) -> tuple[DataType | None, type | None]:
     (scalar,) = get_args(dtype) or (Any,)
-    if not isinstance(scalar, type):
-        return None, None  # Any, a type variable, a union
+    if scalar is Any or not isinstance(scalar, type):
+        return None, None  # or a type variable, or a union
     if scalar in (np.generic, np.number, np.floating, np.integer):
         return None, None
     if issubclass(scalar, np.str_ | str):
