@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -688,6 +689,21 @@ class TritonPythonModel:
         ConfigError, match="configuration expects datatype TYPE_INT8 for input 'X', model provides TYPE_FP"
     ):
         PythonModel(tmp_path / "b", source, config='input { name: "X" data_type: TYPE_INT8 dims: 4 }')
+
+
+@pytest.mark.parametrize("threads", [3, 0, None])
+def test_libraries_in_the_process_are_told_how_many_threads_to_use(tmp_path, monkeypatch, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")  # said by the person who started the server
+    source = """
+import os, doorstep
+class Model(doorstep.Model):
+    def predict(self) -> list[str]:
+        return [os.environ.get("OMP_NUM_THREADS", ""), os.environ["MKL_NUM_THREADS"]]
+"""
+    expected = {3: b"3", 0: b"", None: str(len(os.sched_getaffinity(0))).encode()}[threads]
+    with model(tmp_path, source, threads=threads) as served:
+        assert served()["output"].tolist() == [expected, b"7"]
 
 
 def test_another_backend_runs_in_a_process_as_well(tmp_path):

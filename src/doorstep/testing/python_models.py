@@ -6,6 +6,7 @@ The event loop runs in a thread of its own, so that a test is plain code: `with 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -50,7 +51,7 @@ class PythonModel:
         backend: str = "python",
         settings: Mapping[str, str] | None = None,
         files: Mapping[str, str] | None = None,
-        threads: int = 0,
+        threads: int | None = None,
     ) -> None:
         """`config` is text of config.pbtxt; `settings` the backend's config; `files` more files of the model's folder.
 
@@ -70,7 +71,13 @@ class PythonModel:
         )
         self.config = ModelConfig.from_proto(message)
         context = InstanceContext(
-            self.config, "1", folder, folder / "1", f"{folder.name}_0", backend_config=settings, threads=threads
+            self.config,
+            "1",
+            folder,
+            folder / "1",
+            f"{folder.name}_0",
+            threads=len(os.sched_getaffinity(0)) if threads is None else threads,
+            backend_config=settings,
         )
         self.loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)

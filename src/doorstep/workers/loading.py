@@ -6,6 +6,7 @@ Knows no event loop and no batch. Every wait is bounded, and an error says what 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,8 @@ def complete_config_in_process(
     Raises what complete_config raised, or BackendError.
     """
     settings = context.backend_config
-    process = _begin(config.name, log, settings)
+    # Most models have one instance, which may count on all cores; libraries read that when they are first imported.
+    process = _begin(config.name, log, settings, len(os.sched_getaffinity(0)))
     try:
         meta = {
             "backend": backend,
@@ -83,6 +85,9 @@ def complete_config_in_process(
 def load_process(context: InstanceContext, backend: str, log: Log, spare: Process | None = None) -> Process:
     """A process with the instance loaded. Raises what the backend raised, or BackendError."""
     settings = context.backend_config
+    if spare is not None and spare.threads != context.threads:
+        spare.close()
+        spare = None
     process = spare or _begin(context.instance_name, log, settings, context.threads)
     process.name = context.instance_name
     config = context.config

@@ -46,6 +46,7 @@ class Process:
     def __init__(self, name: str, log: Log, *, threads: int = 0) -> None:
         """Starts it; the process is importing when this returns. Raises OSError."""
         self.name = name
+        self.threads = threads
         self.budget = LineBudget(lambda level, line: log(level, f"{self.name} | {line}"))
         self.frames = FrameBuffer()
         self._arrived: list[tuple[int, Any, bytearray]] = []
