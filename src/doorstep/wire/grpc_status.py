@@ -68,11 +68,11 @@ def is_grpc(headers: Mapping[bytes, bytes]) -> bool:
 def encode_message(message: str) -> bytes:
     """`grpc-message`: UTF-8, with all but printable ASCII, and `%`, percent-encoded; long ones are cut."""
     raw = message.encode("utf-8", "replace")
-    encoded = raw if raw.isascii() and _PLAIN.issuperset(raw) else b"".join([_ENCODED[byte] for byte in raw])
-    if len(encoded) > _MESSAGE_BYTES:
-        cut = encoded.rfind(b"%", _MESSAGE_BYTES - 3, _MESSAGE_BYTES)
-        encoded = encoded[: cut if cut >= 0 else _MESSAGE_BYTES]
-    return encoded
+    if raw.isascii() and _PLAIN.issuperset(raw):
+        return raw[:_MESSAGE_BYTES]
+    if len(raw) > _MESSAGE_BYTES // 3:
+        raw = raw[: _MESSAGE_BYTES // 3].decode("utf-8", "ignore").encode()
+    return b"".join([_ENCODED[byte] for byte in raw])
 
 
 def status_fields(status: int, message: str) -> Fields:

@@ -20,7 +20,7 @@ from doorstep.wire.answers import fail
 from doorstep.wire.context import ListenerContext, describe
 from doorstep.wire.exchange import Buffer
 from doorstep.wire.flow import GOAWAY, MAX_WINDOW, Outbox, OutStream
-from doorstep.wire.http2_dispatch import admits, complete, dispatch
+from doorstep.wire.http2_dispatch import admits, complete, dispatch, refuse_pieces
 from doorstep.wire.http2_exchange import LOW, SMALL, FieldList, Http2Exchange, collect_headers
 from doorstep.wire.http2_inbound import Inbound
 from doorstep.wire.http2_watch import Watch
@@ -198,6 +198,9 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def complete(self, exchange: Http2Exchange) -> None:
         complete(self, exchange)
+
+    def refuse_pieces(self, exchange: Http2Exchange) -> None:
+        refuse_pieces(self, exchange)
 
     def settle(self, exchange: Http2Exchange) -> None:
         """A body that was arriving is whole, or given up."""

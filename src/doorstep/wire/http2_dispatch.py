@@ -132,6 +132,11 @@ def refuse(exchange: Http2Exchange, no: Refusal) -> None:
         on_disconnect()
 
 
+def refuse_pieces(owner: Http2Connection, exchange: Http2Exchange) -> None:
+    limit = owner.context.limits.chunk_count
+    refuse(exchange, refusal(400, f"the request's body came in more than {limit} pieces", grpc_status=3))
+
+
 def out_of_time(exchange: Http2Exchange) -> None:
     refuse(exchange, refusal(408, "the request's body did not arrive in time", grpc_status=4))
 

@@ -40,11 +40,12 @@ class Http2Exchange(Exchange):
     """
 
     __slots__ = (
-        "_chunks",
         "_gone",
         "_owner",
+        "_pieces",
         "_sent",
         "_status",
+        "_whole",
         "arriving",
         "grpc_status",
         "landing",
@@ -61,7 +62,6 @@ class Http2Exchange(Exchange):
         "remote_done",
         "stream_id",
         "touched",
-        "whole",
     )
 
     match: Match
@@ -86,7 +86,6 @@ class Http2Exchange(Exchange):
         self.started = self.ended = self._gone = False
         self.on_disconnect = self.on_drain = self.on_body = None
         self.landing = None
-        self.whole: memoryview | None = None  # what `landing` was at first, where this class made it
         self.received = 0  # bytes of the body so far
         self.remote_done = False  # the whole request is here
         self.paced = False  # the client waits for `consume`
@@ -99,7 +98,8 @@ class Http2Exchange(Exchange):
         self.progress_mark = 0  # bytes waiting to be sent at that time
         self.touched = True
         self.grpc_status = None
-        self._chunks: list[bytes] | None = None
+        self._whole: memoryview | bytearray | None = None  # a buffered body that is arriving
+        self._pieces = 0  # of one of unknown length
         self.out: OutStream | None = None  # the answer's body, where it waits in the outbox
         self._sent = 0
         self._status = 0
@@ -154,35 +154,36 @@ class Http2Exchange(Exchange):
             self._collect(data, last)
 
     def _collect(self, data: bytes, last: bool) -> None:
-        whole = self.whole
-        if whole is not None:
-            if data:  # past its content-length: the library has refused that before
-                self.reset()
-                return
-            if last:
-                self.whole = None
-                self.body = whole
-                self._owner.complete(self)
-            return
-        chunks = self._chunks
-        if chunks is None:
-            if last:
-                self.body = data
-                self._owner.complete(self)
-                return
-            chunks = self._chunks = []
-            length = self.headers.get(b"content-length")
-            if length is not None and (size := int(length)) > SMALL and size > len(data):
-                whole = self.whole = landing(size)
-                whole[: len(data)] = data
-                self.landing = whole[len(data) :]
-                return
-        if data:
-            chunks.append(data)
-        if last:
-            self.body = b"".join(chunks)
-            self._chunks = None
+        whole = self._whole
+        if whole is None and last:  # all of it came in one piece
+            self.body = data
             self._owner.complete(self)
+            return
+        if whole is None:
+            whole = self._whole = self._make_room(data)
+        elif type(whole) is bytearray:
+            whole += data
+            self._pieces += 1
+            if self._pieces > self._owner.context.limits.chunk_count:
+                self._owner.refuse_pieces(self)
+                return
+        elif data or self.landing is not None:  # not as long as its content-length: the library refuses that before
+            self.reset()
+            return
+        if last:
+            self._whole = None
+            self.body = whole
+            self._owner.complete(self)
+
+    def _make_room(self, data: bytes) -> memoryview | bytearray:
+        """Room for a body of which `data` is only the beginning."""
+        length = int(self.headers.get(b"content-length", b"0"))
+        if length <= SMALL or length < len(data):
+            return bytearray(data)
+        whole = landing(length)
+        whole[: len(data)] = data
+        self.landing = whole[len(data) :] if length > len(data) else None
+        return whole
 
     def consume(self, size: int) -> None:
         if self.paced:
@@ -286,8 +287,7 @@ class Http2Exchange(Exchange):
         if self._gone:
             return
         self._gone = True
-        self.landing = self.whole = None
-        self._chunks = None
+        self.landing = self._whole = None
         self.out = None
         if not self.ended:
             self.ended = True
