@@ -1,7 +1,8 @@
 """Where two servers' answers differ, and which of those differences are meant. Knows no server.
 
 A difference is a case's identifier and the part of the answer that differs: `outcome` (answered, closed, crashed …),
-`status`, `headers`, `error` (its text), `body` (the rest); over gRPC `status` is the code and `error` the details.
+`status`, `content-type`, `headers` (the others), `error` (its text), `body` (the rest); over gRPC `status` is the code
+and `error` the details.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 from .wire import Answer
 
 TABLE = Path(__file__).with_name("differences.toml")
-PARTS = ("outcome", "status", "headers", "error", "body")
+PARTS = ("outcome", "status", "content-type", "headers", "error", "body")
+_PATTERNS = ("error", "content-type")  # in a row these are regular expressions
 _OUTCOMES = ("crash", "closed", "silent", "protocol")
 
 
@@ -30,10 +32,15 @@ class Row:
     parts: tuple[str, ...]
     reason: str  # ends in docs/compatibility.md
     group: str  # the section there
-    doorstep: dict[str, Any] = field(default_factory=dict)  # what Doorstep then says; `error` is a regular expression
+    doorstep: dict[str, Any] = field(default_factory=dict)  # what Doorstep then says, by part
+    triton: dict[str, Any] = field(default_factory=dict)  # only where Triton says this, by part
 
-    def covers(self, case: str, part: str) -> bool:
-        return part in self.parts and any(_matches(case, pattern) for pattern in self.cases)
+    def covers(self, case: str, part: str, triton: Answer) -> bool:
+        return (
+            part in self.parts
+            and any(_matches(case, pattern) for pattern in self.cases)
+            and not _otherwise(self.triton, triton)
+        )
 
 
 @lru_cache(None)
@@ -50,6 +57,7 @@ def load_table() -> list[Row]:
             reason=" ".join(row["reason"].split()),
             group=group["title"],
             doorstep=row.get("doorstep", {}),
+            triton=row.get("triton", {}),
         )
         for group in tomllib.loads(TABLE.read_text())["group"]
         for row in group["difference"]
@@ -60,25 +68,26 @@ def split(answer: Answer) -> dict[str, Any]:
     """An answer in its parts."""
     outcome = next((o for o in _OUTCOMES if o in answer), "answered")
     if "code" in answer:
-        found = {"status": answer["code"], "headers": {}, "error": answer["details"], "body": answer["messages"]}
+        found = {"status": answer["code"], "error": answer["details"], "body": answer["messages"]}
     else:
         body = {k: v for k, v in answer.items() if k not in ("status", "headers", *_OUTCOMES)}
         error = body["json"].get("error") if isinstance(body.get("json"), dict) else None
         if error is not None:
             body = {}
-        found = {"status": answer.get("status"), "headers": answer.get("headers", {}), "error": error, "body": body}
-    return {"outcome": outcome, **found}
+        headers = dict(answer.get("headers", {}))
+        found = {
+            "status": answer.get("status"),
+            "content-type": headers.pop("content-type", ""),
+            "headers": headers,
+            "error": error,
+            "body": body,
+        }
+    return {**dict.fromkeys(PARTS), "outcome": outcome, **found}
 
 
-def same(part: str, a: Any, b: Any) -> bool:
-    """Whether two parts are equal. NaN equals itself; header values are compared without regard to case and spaces."""
-    if part == "headers":
-        return _headers(a) == _headers(b)
-    return _plain(a) == _plain(b)
-
-
-def _headers(found: dict[str, str]) -> dict[str, str]:
-    return {name: value.lower().replace(" ", "") for name, value in found.items()}
+def same(a: Any, b: Any) -> bool:
+    """Whether two parts are equal, and NaN equal to itself."""
+    return bool(_plain(a) == _plain(b))
 
 
 def _plain(value: Any) -> Any:
@@ -103,7 +112,7 @@ def differences(doorstep: dict[str, Answer], triton: dict[str, Answer]) -> dict[
             found[case, "outcome"] = (answer, triton[case])
             continue  # nothing else can be compared
         for part in PARTS[1:]:
-            if not same(part, ours[part], theirs[part]):
+            if not same(ours[part], theirs[part]):
                 found[case, part] = (ours[part], theirs[part])
     return found
 
@@ -114,10 +123,10 @@ def problems(doorstep: dict[str, Answer], triton: dict[str, Answer], rows: list[
     wrong = [
         f"{case}: {part} differs\n{_explain(ours, theirs)}"
         for (case, part), (ours, theirs) in found.items()
-        if not any(row.covers(case, part) for row in rows)
+        if not any(row.covers(case, part, triton[case]) for row in rows)
     ]
     for row in rows:
-        covered = [(case, part) for case, part in found if row.covers(case, part)]
+        covered = [(case, part) for case, part in found if row.covers(case, part, triton[case])]
         wrong += [
             f"row '{row.title}': {pattern!r} covers no difference any more"
             for pattern in row.cases
@@ -127,22 +136,25 @@ def problems(doorstep: dict[str, Answer], triton: dict[str, Answer], rows: list[
             f"row '{row.title}': {part} never differs" for part in row.parts if all(part != p for _, p in covered)
         ]
         for case in dict.fromkeys(case for case, _ in covered):
-            wrong += _broken_promises(row, case, doorstep[case])
+            wrong += [
+                f"row '{row.title}': {case}: {part} should be {expected!r}, is {said!r}"
+                for part, expected, said in _otherwise(row.doorstep, doorstep[case])
+            ]
     return wrong
 
 
-def _broken_promises(row: Row, case: str, answer: Answer) -> list[str]:
+def _otherwise(expected: dict[str, Any], answer: Answer) -> list[tuple[str, Any, Any]]:
+    """(part, expected, said) wherever an answer is not what a row expects of it."""
     said = split(answer)
-    wrong = []
-    for part, expected in row.doorstep.items():
-        kept = (
-            re.fullmatch(expected, said[part] or "", re.DOTALL) is not None
-            if part == "error"
-            else same(part, said[part], expected)
+    return [
+        (part, value, said[part])
+        for part, value in expected.items()
+        if not (
+            re.fullmatch(value, said[part] or "", re.DOTALL) is not None
+            if part in _PATTERNS
+            else same(said[part], value)
         )
-        if not kept:
-            wrong.append(f"row '{row.title}': {case}: {part} should be {expected!r}, is {said[part]!r}")
-    return wrong
+    ]
 
 
 def _explain(ours: Any, theirs: Any) -> str:

@@ -37,8 +37,6 @@ for _path in (
     "/v2/health/live?x=1",
     "/v2/health/nope",
     "/",
-    "",
-    "*",
     "/v1",
     "/v2/nope",
     "/V2",
@@ -96,6 +94,8 @@ for _method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"):
         _send(_method, _path)
 for _method in ("PUT", "DELETE", "HEAD"):
     _send(_method, "/v2/models/add_sub/infer")
+CASES.append(HttpCase("an empty target", "GET", ""))
+CASES.append(HttpCase("an asterisk as the target", "GET", "*"))
 CASES.append(HttpCase("GET with a body", "GET", "/v2/health/live", (("Content-Length", "2"),), b"{}"))
 CASES.append(HttpCase("two slashes in a path", "GET", "/v2//health/live"))
 CASES.append(HttpCase("dots in a path", "GET", "/v2/models/../health/live"))
