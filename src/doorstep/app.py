@@ -1,7 +1,7 @@
 """The one place that knows everything: builds the server from its options, opens its listeners, and ends it in order.
 
-Life: open the listeners (alive, not ready) → load models → ready → a signal → not ready, no new connections → answer what
-is in flight → unload → exit. Exit codes are in `Exit`, and in docs/operations.md.
+Life: open the listeners (alive, not ready) → load models → ready → a signal → not ready, no new connections → answer
+what is in flight → unload → exit. Exit codes are in `Exit`, and in docs/operations.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from doorstep.config.options import ServerOptions, TlsFiles
 from doorstep.config.support import fields_without_meaning
 from doorstep.errors import DoorstepError
 from doorstep.model import LoadOptions, Model, load_model
+
 try:
     from doorstep.observability.access import access_hook
     from doorstep.observability.metrics import MetricsEndpoint
@@ -74,10 +75,10 @@ class App:
             self._read_config,
             parse_json_config,
         )
-        self.server = InferenceServer(
-            self.repository, name=options.id, strict_readiness=options.strict_readiness
+        self.server = InferenceServer(self.repository, name=options.id, strict_readiness=options.strict_readiness)
+        self._load_options = LoadOptions(
+            options.backend_config, complete=options.auto_complete_config, config_name=options.model_config_name
         )
-        self._load_options = LoadOptions(options.backend_config, complete=options.auto_complete_config)
 
     # What the repository calls, in its loader pool
 
@@ -100,11 +101,25 @@ class App:
         wanted = []
         if o.allow_http:
             wanted.append(
-                Address("http", o.http_address, o.http_port, tls=http_tls, reuse_port=o.reuse_http_port, option="--http-port")
+                Address(
+                    "http",
+                    o.http_address,
+                    o.http_port,
+                    tls=http_tls,
+                    reuse_port=o.reuse_http_port,
+                    option="--http-port",
+                )
             )
         if o.allow_grpc:
             wanted.append(
-                Address("grpc", o.grpc_address, o.grpc_port, tls=grpc_tls, reuse_port=o.reuse_grpc_port, option="--grpc-port")
+                Address(
+                    "grpc",
+                    o.grpc_address,
+                    o.grpc_port,
+                    tls=grpc_tls,
+                    reuse_port=o.reuse_grpc_port,
+                    option="--grpc-port",
+                )
             )
         if o.allow_metrics:
             wanted.append(Address("metrics", o.metrics_address, o.metrics_port, tls=http_tls, option="--metrics-port"))
@@ -130,7 +145,12 @@ class App:
             if "metrics" in names and metrics:
                 metrics.register(router)
             context = ListenerContext(
-                address.name, router, limits, gates=gates, http2=http2, on_access=access_hook() if o.access_log else None
+                address.name,
+                router,
+                limits,
+                gates=gates,
+                http2=http2,
+                on_access=access_hook() if o.access_log else None,
             )
             contexts.append(context)
             self.listeners.append(Listener(context, address))

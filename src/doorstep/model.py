@@ -9,11 +9,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from doorstep.backends.base import CompletionContext, InstanceContext
-from doorstep.backends.table import find_backend
+from doorstep.backends.table import backend_names, find_backend
 from doorstep.config.model import ModelConfig
 from doorstep.config.prepare import prepare_config
 from doorstep.errors import BackendError, DoorstepError, QueueRejected
@@ -24,7 +26,9 @@ from doorstep.stats import ModelStatistics
 from doorstep.validation import Validator
 from doorstep.workers.base import Worker
 from doorstep.workers.inline import InlineWorker
+from doorstep.workers.loading import complete_config
 from doorstep.workers.sample import warmup_batches
+from doorstep.workers.spawn import Process
 from doorstep.workers.starter import InstanceStarter
 from doorstep.workers.thread import ThreadWorker
 
@@ -37,6 +41,11 @@ class LoadOptions:
 
     backend_config: Mapping[str, Mapping[str, str]]  # backend → key → value; "" holds what is for all of them
     complete: bool = True  # False: --disable-auto-complete-config
+    config_name: str = ""  # --model-config-name
+
+    def settings_of(self, backend: str) -> dict[str, str]:
+        """What --backend-config says for one backend; its own settings win over those for all."""
+        return {**self.backend_config.get("", {}), **self.backend_config.get(backend, {})}
 
 
 class Model:
@@ -46,10 +55,11 @@ class Model:
         self,
         config: ModelConfig,
         version: str,
-        workers: list[Worker],
-        execution: str,
         stats: ModelStatistics,
+        workers: list[Worker],
         loop: asyncio.AbstractEventLoop,
+        *,
+        execution: str,
     ) -> None:
         self.name = config.name
         self.version = version
@@ -112,25 +122,8 @@ class Model:
 def load_model(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEventLoop) -> Model:
     """Loads one version, warmed up. Raises ConfigError or another DoorstepError with a text fit for the index."""
     start = time.monotonic()
-    common = options.backend_config.get("", {})
-    config = prepare_config(
-        spec,
-        lambda proto: find_backend(proto.backend).complete_config(
-            proto,
-            spec.model_directory,
-            spec.version_directory,
-            CompletionContext(
-                backend_config=options.backend_config.get(proto.backend, {}),
-                default_max_batch_size=int(
-                    options.backend_config.get(proto.backend, {}).get(
-                        "default-max-batch-size", common.get("default-max-batch-size", "4")
-                    )
-                ),
-            ),
-        ),
-        complete=options.complete,
-    )
     stats = ModelStatistics()
+    config, spare = _prepare(spec, options)
     made: list[Model] = []
     starter = InstanceStarter(
         find_backend(config.backend),
@@ -139,11 +132,12 @@ def load_model(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEv
             version=spec.version,
             model_directory=spec.model_directory,
             version_directory=spec.version_directory,
-            backend_config=options.backend_config.get(config.backend, {}),
+            backend_config=options.settings_of(config.backend),
         ),
         loop=loop,
-        on_restart=lambda: _count_restart(stats),
-        on_slow=lambda worker: made[0].move_off_the_loop(worker),
+        on_restart=partial(_count_restart, stats),
+        on_slow=lambda worker: made[0].move_off_the_loop(worker),  # noqa: PLW0108 (made is empty as yet)
+        spare=spare,
     )
     workers, execution = starter.start()
     try:
@@ -155,8 +149,32 @@ def load_model(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEv
             worker.close()
         raise
     stats.load_seconds = time.monotonic() - start
-    made.append(Model(config, spec.version, workers, execution, stats, loop))
+    made.append(Model(config, spec.version, stats, workers, loop, execution=execution))
     return made[0]
+
+
+def _prepare(spec: VersionSpec, options: LoadOptions) -> tuple[ModelConfig, Process | None]:
+    """The complete config and, where user code completed it, the process that ran that code: the caller's."""
+    processes: list[Process] = []
+
+    def complete(proto: Any) -> None:
+        settings = options.settings_of(proto.backend)
+        context = CompletionContext(settings, int(settings.get("default-max-batch-size", "4")))
+        process = complete_config(
+            find_backend(proto.backend), proto, spec.model_directory, spec.version_directory, context
+        )
+        if process is not None:
+            processes.append(process)
+
+    try:
+        config = prepare_config(
+            spec, complete, complete=options.complete, backends=backend_names(), config_name=options.config_name
+        )
+    except BaseException:
+        for process in processes:
+            process.close()
+        raise
+    return config, processes[0] if processes else None
 
 
 def _count_restart(stats: ModelStatistics) -> None:
@@ -164,16 +182,10 @@ def _count_restart(stats: ModelStatistics) -> None:
 
 
 def _warm_up(config: ModelConfig, spec: VersionSpec, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
-    """Runs the config's warm-up samples on the worker, each to its end. A failing sample fails the load, as in Triton."""
-    import concurrent.futures
-
+    """Runs the config's warm-up samples on the worker, each to its end. One that fails fails the load, as in Triton."""
     for name, batch in warmup_batches(config, spec.model_directory):
-        done: concurrent.futures.Future[Batch] = concurrent.futures.Future()
-
-        def submit(batch: Batch = batch, done: Any = done) -> None:
-            worker.submit(batch, done.set_result)
-
-        loop.call_soon_threadsafe(submit)
+        done: Future[Batch] = Future()
+        loop.call_soon_threadsafe(worker.submit, batch, done.set_result)
         for result in done.result().results:
             if isinstance(result, DoorstepError):
                 raise BackendError(f"failed to run warmup sample '{name}' for model '{config.name}': {result.message}")

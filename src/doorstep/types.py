@@ -5,6 +5,7 @@ Names and sizes are the V2 protocol's; `TYPE_*` names are config.pbtxt's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,13 @@ def datatype_of(array: Array) -> DataType:
     if array.dtype.kind in "USO":
         return BYTES
     return _BY_NUMPY[array.dtype.newbyteorder("<")]
+
+
+def object_array(values: Sequence[object], shape: Sequence[int]) -> Array:
+    """`values` as a BYTES tensor's array; numpy by itself would look into them for more dimensions."""
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = values
+    return array.reshape(tuple(shape))
 
 
 class Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from doorstep.config.model import ModelConfig, TensorSpec
 from doorstep.errors import BackendError
 from doorstep.request import Batch, InferenceRequest
-from doorstep.types import BYTES, Array, Tensor
+from doorstep.types import BYTES, Array, Tensor, object_array
 
 Run = Callable[[Mapping[str, Array], tuple[str, ...]], Mapping[str, Array]]
 
@@ -123,9 +123,7 @@ def _to_backend(array: Array, spec: TensorSpec) -> Array:
 
 def _as_bytes(array: Array) -> Array:
     """A BYTES tensor as the rest of the server knows it: an object array of `bytes`."""
-    flat = np.asarray(array, dtype=np.object_)
-    if flat.size and all(type(value) is bytes for value in flat.flat):
-        return flat
-    result = np.empty(flat.shape, dtype=np.object_)
-    result.flat = [value if type(value) is bytes else str(value).encode() for value in flat.flat]
-    return result
+    values: list[object] = array.ravel().tolist()
+    if array.dtype == np.object_ and all(type(value) is bytes for value in values):
+        return array
+    return object_array([value if isinstance(value, bytes) else str(value).encode() for value in values], array.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from doorstep.config.options import parse_serve_args
@@ -33,5 +32,5 @@ def _say_ready(app: object) -> None:
     if http is None:
         return
     lines = [line for path in app.options.model_repositories for line in curl_lines(http.url, path)]
-    if lines and sys.stdout.isatty() or lines:
+    if lines:
         print("\nTry it:\n", *(f"  {line}\n" for line in lines), sep="\n", flush=True)

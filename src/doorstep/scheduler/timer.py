@@ -27,11 +27,15 @@ class _Itimerspec(ctypes.Structure):
     )
 
 
-try:
-    _libc: ctypes.CDLL | None = ctypes.CDLL(None, use_errno=True)
-    _libc.timerfd_create  # noqa: B018 (AttributeError where there is none)
-except (OSError, AttributeError):
-    _libc = None
+def _load_libc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+    except OSError:
+        return None
+    return libc if hasattr(libc, "timerfd_create") else None
+
+
+_libc = _load_libc()
 
 
 class Alarm:

@@ -21,6 +21,7 @@ from doorstep.server import InferenceServer
 from doorstep.stats import ModelStatistics
 from doorstep.types import DTYPES, Array
 from doorstep.wire.exchange import Buffer, ConnectionInfo, Exchange, Headers
+from doorstep.workers.base import Worker
 from doorstep.workers.inline import InlineWorker
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -61,7 +62,19 @@ class FunctionInstance(TensorInstance):
 def function_model(config: ModelConfig, function: Run, version: str = "1") -> Model:
     """A loaded model that runs `function` on the running loop."""
     worker = InlineWorker(f"{config.name}_0", FunctionInstance(config, function))
-    return Model(config, version, [worker], "inline", ModelStatistics(), asyncio.get_running_loop())
+    return worked_model(config, worker, version)
+
+
+def worked_model(config: ModelConfig, worker: Worker, version: str = "1") -> Model:
+    """A loaded model whose batches go to a worker of the test's own."""
+    return Model(
+        config=config,
+        version=version,
+        stats=ModelStatistics(),
+        workers=[worker],
+        loop=asyncio.get_running_loop(),
+        execution="inline",
+    )
 
 
 class FakeRepository:

@@ -17,7 +17,7 @@ from doorstep.backends.base import ModelInstance
 from doorstep.config.model import ModelConfig, TensorSpec
 from doorstep.errors import ConfigError, DoorstepError, Problem
 from doorstep.request import Batch, InferenceRequest, InferenceResponse
-from doorstep.types import BOOL, BY_CONFIG_NUMBER, BYTES, Array, DataType, Tensor
+from doorstep.types import BOOL, BY_CONFIG_NUMBER, BYTES, Array, DataType, Tensor, object_array
 
 Make = Callable[[DataType, tuple[int, ...]], Array]
 
@@ -41,9 +41,7 @@ def noise(datatype: DataType, shape: tuple[int, ...]) -> Array:
     """Random values any model of the datatype can take: 0..1 for floats, small numbers for integers."""
     random = np.random.default_rng(0)
     if datatype is BYTES:
-        array = np.empty(shape, dtype=np.object_)
-        array.flat = [random.bytes(8).hex().encode() for _ in range(array.size)]
-        return array
+        return object_array([random.bytes(8).hex().encode() for _ in range(math.prod(shape))], shape)
     if datatype is BOOL or datatype.numpy.kind in "iu":
         return random.integers(0, 2 if datatype is BOOL else 100, shape).astype(datatype.numpy)
     return random.random(shape).astype(datatype.numpy)
@@ -64,7 +62,7 @@ def _sample(config: ModelConfig, spec: TensorSpec, rows: int, make: Make) -> Ten
 
 
 def measure_ns(instance: ModelInstance, config: ModelConfig, runs: int = 5, enough_ns: int = 10_000_000) -> int | None:
-    """The quickest of a few runs at the largest batch, after one that does not count; None where zeros are no fit input.
+    """The quickest of a few runs at the largest batch, the first not counted; None where zeros are no fit input.
 
     Stops early once a run took `enough_ns`."""
     rows = max(config.max_batch_size, 1)
@@ -87,7 +85,7 @@ def measure_ns(instance: ModelInstance, config: ModelConfig, runs: int = 5, enou
 
 
 def warmup_batches(config: ModelConfig, model_directory: Path) -> Iterator[tuple[str, Batch]]:
-    """(sample name, batch) for each run that `model_warmup` asks for. Raises ConfigError for a sample that cannot be."""
+    """(sample name, batch) for each run `model_warmup` asks for. Raises ConfigError for a sample that cannot be."""
     for sample in config.proto.model_warmup:
         inputs = {
             name: _warmup_tensor(config, sample.name, name, model_directory, given)
@@ -130,9 +128,7 @@ def _from_file(path: Path, datatype: DataType, shape: tuple[int, ...]) -> Array:
         values = _split_bytes(data)
         if len(values) != count:
             raise ValueError(f"it holds {len(values)} strings, dims ask for {count}")
-        array = np.empty(count, dtype=np.object_)
-        array[:] = values
-        return array.reshape(shape)
+        return object_array(values, shape)
     if len(data) != count * datatype.itemsize:
         raise ValueError(f"it holds {len(data)} bytes, dims and datatype ask for {count * datatype.itemsize}")
     return np.frombuffer(data, dtype=datatype.numpy).reshape(shape)

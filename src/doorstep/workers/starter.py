@@ -18,6 +18,7 @@ from doorstep.workers.base import Worker
 from doorstep.workers.inline import InlineWorker
 from doorstep.workers.process import start_process_worker
 from doorstep.workers.sample import measure_ns
+from doorstep.workers.spawn import Process
 from doorstep.workers.thread import ThreadWorker
 
 logger = logging.getLogger("doorstep.model")
@@ -37,15 +38,30 @@ class InstanceStarter:
         loop: asyncio.AbstractEventLoop,
         on_restart: Callable[[], None],
         on_slow: Callable[[InlineWorker], None],
+        spare: Process | None = None,
     ) -> None:
+        """`spare` is a process that has read the model already; the first instance in a process takes it over."""
         self._backend = backend
         self._context = context
         self._loop = loop
         self._on_restart = on_restart
         self._on_slow = on_slow
+        self._spare = spare
 
     def start(self) -> tuple[list[Worker], str]:
-        """The workers, ready, and where they run. On an error those already started are closed again."""
+        """The workers, ready, and where they run. On an error those already started are closed again. Called once."""
+        workers: list[Worker] = []
+        try:
+            return workers, self._start(workers)
+        except BaseException:
+            for worker in workers:
+                worker.close()
+            raise
+        finally:
+            if self._spare is not None:
+                self._spare.close()
+
+    def _start(self, workers: list[Worker]) -> str:
         contexts = list(self._contexts())
         execution = self._context.config.parameters.get("execution", "") or self._backend.default_execution
         if execution not in EXECUTIONS:
@@ -54,17 +70,12 @@ class InstanceStarter:
         if execution == "auto":
             inline = self._try_inline(contexts[0]) if len(contexts) == 1 else None
             if inline is not None:
-                return [inline], "inline"
+                workers.append(inline)
+                return "inline"
             execution = "thread"
-        workers: list[Worker] = []
-        try:
-            for context in contexts:
-                workers.append(self._start_one(execution, context))  # noqa: PERF401 (those made must be known on error)
-        except BaseException:
-            for worker in workers:
-                worker.close()
-            raise
-        return workers, execution
+        for context in contexts:
+            workers.append(self._start_one(execution, context))  # noqa: PERF401 (those made must be known on error)
+        return execution
 
     def _contexts(self) -> Iterator[InstanceContext]:
         """One for each instance, named as Triton names them: <group>_<number>."""
@@ -82,7 +93,10 @@ class InstanceStarter:
 
     def _start_one(self, execution: str, context: InstanceContext) -> Worker:
         if execution == "process":
-            return start_process_worker(context, self._backend.name, loop=self._loop, on_restart=self._on_restart)
+            spare, self._spare = self._spare, None
+            return start_process_worker(
+                context, self._backend.name, loop=self._loop, on_restart=self._on_restart, spare=spare
+            )
         if execution == "inline":
             instance = self._backend.load_instance(replace(context, threads=1))
             return InlineWorker(context.instance_name, instance, self._on_slow)

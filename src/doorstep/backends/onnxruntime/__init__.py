@@ -20,7 +20,7 @@ from doorstep.backends.onnxruntime.complete import complete, contradictions
 from doorstep.backends.onnxruntime.header import ELEMENT_TYPES, NotOnnx, OnnxHeader, ValueInfo, read_header
 from doorstep.backends.onnxruntime.options import providers, run_options, session_options
 from doorstep.errors import BackendError, ConfigError, DoorstepError, Problem
-from doorstep.types import BF16, BYTES, DTYPES, Array
+from doorstep.types import BF16, BYTES, DTYPES, Array, object_array
 
 INLINE_BYTES = 8 * 1024 * 1024  # larger files are not worth trying on the event loop
 _ORT_TYPES = {
@@ -175,9 +175,7 @@ def _as_text(array: Array) -> Array:
         flat = [v.decode() if isinstance(v, bytes) else str(v) for v in array.ravel()]
     except UnicodeDecodeError as error:
         raise BackendError(f"a string tensor is not UTF-8: {error.reason} at byte {error.start}") from None
-    text = np.empty(len(flat), dtype=np.object_)
-    text[:] = flat
-    return text.reshape(array.shape)
+    return object_array(flat, array.shape)
 
 
 def _without_path(error: Exception) -> str:
