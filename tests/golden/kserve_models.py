@@ -14,8 +14,7 @@ from doorstep.model import Model
 from doorstep.protocols import kserve
 from doorstep.request import Batch, InferenceRequest
 from doorstep.server import InferenceServer
-from doorstep.stats import ModelStatistics
-from doorstep.testing.fakes import FakeRepository, fake_server, function_model, model_config
+from doorstep.testing.fakes import FakeRepository, fake_server, function_model, model_config, worked_model
 from doorstep.testing.wire import WireServer
 from doorstep.types import Array
 from doorstep.wire.grpc import GrpcServer
@@ -139,7 +138,7 @@ async def _build(router: Router) -> tuple[InferenceServer, FakeRepository, Holdi
     models.append(function_model(ModelConfig.from_proto(decoupled), lambda inputs: {"OUT": inputs["IN"]}))
     held = HoldingWorker()
     config = model_config("held", {"X": ("FP32", [1])}, {"X": ("FP32", [1])})
-    models.append(Model(config, "1", [held], "inline", ModelStatistics(), asyncio.get_running_loop()))
+    models.append(worked_model(config, held))
     server, repository = await fake_server(*models)
     grpc = GrpcServer(WireLimits())
     kserve.register(router, grpc, server, WireLimits())

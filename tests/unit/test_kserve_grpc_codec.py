@@ -356,3 +356,13 @@ def test_a_stream_error_says_which_request_failed() -> None:
     assert found.error_message == "no luck"
     assert (found.infer_response.id, found.infer_response.model_name) == ("7", "m")
     assert found.infer_response.parameters["triton_final_response"].bool_param
+
+
+def test_more_dimensions_than_an_array_can_have_are_left_to_validation() -> None:
+    for datatype, (field, values) in TYPED.items():
+        message = request_message(datatype, [1] * 70 + [len(values)])
+        getattr(message.inputs[0].contents, field).extend(values)
+        assert isinstance(decode(message.SerializeToString())[0].inputs["IN"], UnfitTensor)
+    message = request_message("FP32", [1] * 70)
+    message.raw_input_contents.append(bytes(4))
+    assert isinstance(decode(message.SerializeToString())[0].inputs["IN"], UnfitTensor)

@@ -59,7 +59,14 @@ def decode_bytes(name: str, shape: Sequence[int], data: Buffer) -> Tensor:
         offset = end
     if problem or len(elements) != wanted:
         return UnfitTensor(name, BYTES, shape, size, problem or too_few_elements(wanted, len(elements)))
-    return Tensor(name, BYTES, object_array(elements, shape))
+    return _tensor(name, shape, elements)
+
+
+def _tensor(name: str, shape: Sequence[int], elements: Sequence[bytes]) -> Tensor:
+    try:
+        return Tensor(name, BYTES, object_array(elements, shape))
+    except ValueError:  # more dimensions than an array can have
+        return UnfitTensor(name, BYTES, shape, 0)
 
 
 def too_many_elements(wanted: int) -> str:
@@ -79,7 +86,7 @@ def tensor_of_elements(name: str, shape: Sequence[int], elements: Sequence[bytes
     """The tensor of elements that came one by one; an UnfitTensor where `shape` says another number of them."""
     wanted = prod(shape) if all(dim >= 0 for dim in shape) else -1
     if len(elements) == wanted:
-        return Tensor(name, BYTES, object_array(elements, shape))
+        return _tensor(name, shape, elements)
     problem = too_many_elements(wanted) if len(elements) > wanted >= 0 else too_few_elements(wanted, len(elements))
     return UnfitTensor(name, BYTES, shape, sum(map(len, elements)) + 4 * len(elements), problem)
 

@@ -171,4 +171,4 @@ def _typed(name: str, datatype: DataType, shape: tuple[int, ...], contents: Any,
     if fitting.itemsize < elements.itemsize and not np.array_equal(fitting, elements):
         first = elements[fitting != elements][0]
         raise InvalidArgument(f"{first} in input tensor '{name}' for model '{model}' is out of the range of {datatype}")
-    return Tensor(name, datatype, fitting.reshape(shape))
+    return binary_tensor(name, datatype, shape, fitting.data.cast("B"))

@@ -10,19 +10,17 @@ import re
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from doorstep.config.model import ModelConfig
 from doorstep.errors import Internal, InvalidArgument, NotFound
 from doorstep.protocols.kserve.bytes_tensors import object_array
-from doorstep.protocols.kserve.json_data import element_count, json_tensor
+from doorstep.protocols.kserve.json_data import empty_or_refused, json_tensor, quick_json_tensor
 from doorstep.protocols.kserve.json_parameters import apply_parameters, as_bool, as_string, as_unsigned
 from doorstep.protocols.kserve.json_text import loads
-from doorstep.protocols.kserve.tensor_bytes import binary_tensor
+from doorstep.protocols.kserve.tensor_bytes import binary_tensor, quick_binary_tensor
 from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON, AS_BINARY, AS_JSON, OutputForm, Wanted
 from doorstep.request import InferenceRequest
 from doorstep.types import BYTES, DTYPES, DataType, Tensor
-from doorstep.validation import INT64_MAX, INVALID, UnfitTensor, request_prefix, shape_text
+from doorstep.validation import INT64_MAX, INVALID, UnfitTensor, request_prefix
 from doorstep.wire.exchange import Buffer
 
 _MISSING: Any = object()  # tells an absent key from null
@@ -72,33 +70,23 @@ def decode_infer(
         request.id = as_string(document["id"], "Unable to parse 'id'")
     binary_default = "parameters" in document and apply_parameters(request, document["parameters"])
 
-    literals = b"true" in text or b"false" in text
     inputs = request.inputs
     offset = json_size
+    literals = b"true" in text or b"false" in text
+    short = not literals and json_size <= max_input_size >> 2  # no element takes more than four times its text
     for item in _array(document, "inputs"):
-        binary_size = -1
-        if type(item) is not dict or "parameters" in item or "data" not in item:
-            binary_size = _binary_size(item)
-        name, datatype, shape = _metadata(item)
-        if name in inputs:
-            raise InvalidArgument(f"{request_prefix(request.id)}input '{name}' already exists in request")
-        if binary_size >= 0:
-            end = offset + binary_size
-            if end > body_size:
-                raise InvalidArgument(
-                    f"unexpected size for input '{name}', expecting {end - body_size} additional bytes "
-                    f"for model '{config.name}'"
-                )
-            inputs[name] = binary_tensor(name, datatype, shape, memoryview(body)[offset:end])
-            offset = end
-            continue
-        count = prod(shape)
-        if not 0 < count <= _FEW or not shape or min(shape) < 0 or count * datatype.itemsize > max_input_size:
-            unusual = _unusual(name, datatype, shape, item["data"], max_input_size)
-            if unusual is not None:
-                inputs[name] = unusual
-                continue
-        inputs[name] = json_tensor(name, datatype, shape, item["data"], literals)
+        if offset < body_size:
+            tensor = quick_binary_tensor(item, body, offset)
+            size = tensor.array.nbytes if tensor is not None else 0
+        else:
+            tensor = quick_json_tensor(item) if short else None
+            size = 0
+        if tensor is None:
+            tensor, size = _input(request, item, memoryview(body)[offset:], config, max_input_size)
+        elif tensor.name in inputs:
+            raise _twice(request, "input", tensor.name)
+        inputs[tensor.name] = tensor
+        offset += size
     if offset != body_size:
         raise InvalidArgument(f"unexpected additional input data for model '{config.name}'")
 
@@ -107,7 +95,27 @@ def decode_infer(
     return _outputs(request, _array(document, "outputs"), AS_BINARY if binary_default else AS_JSON)
 
 
-_FEW = 2**31  # elements; below it no product of a size can overflow
+def _input(
+    request: InferenceRequest, item: Any, rest: memoryview, config: ModelConfig, max_input_size: int
+) -> tuple[Tensor, int]:
+    """One input, whatever it looks like, and how much of `rest`, the binary data not yet read, is its."""
+    size = _binary_size(item)
+    name, datatype, shape = _metadata(item)
+    if name in request.inputs:
+        raise _twice(request, "input", name)
+    if size < 0:
+        tensor = empty_or_refused(name, datatype, shape, item["data"], max_input_size)
+        return tensor or json_tensor(name, datatype, shape, item["data"]), 0
+    if size > len(rest):
+        raise InvalidArgument(
+            f"unexpected size for input '{name}', expecting {size - len(rest)} additional bytes "
+            f"for model '{config.name}'"
+        )
+    return binary_tensor(name, datatype, shape, rest[:size]), size
+
+
+def _twice(request: InferenceRequest, what: str, name: str) -> InvalidArgument:
+    return InvalidArgument(f"{request_prefix(request.id)}{what} '{name}' already exists in request")
 
 
 def _array(document: dict[str, Any], key: str) -> list[Any]:
@@ -180,71 +188,63 @@ def no_region(name: str) -> NotFound:
     return NotFound(f"Unable to find shared memory region: '{name}'")
 
 
-def _unusual(name: str, datatype: DataType, shape: list[int], data: Any, max_input_size: int) -> Tensor | None:
-    """Refuses a shape that no JSON data can fill; makes the tensor that has no elements; None for the rest."""
-    count = element_count(shape)
-    if not shape:  # Triton counts no element in it, and no model has such an input
-        return UnfitTensor(name, datatype, shape, 0)
-    if count == 0:
-        try:
-            return Tensor(name, datatype, np.empty(shape, datatype.numpy))
-        except ValueError:
-            return UnfitTensor(name, datatype, shape, 0)
-    if count == -2:
-        raise InvalidArgument(
-            f"invalid shape for input '{name}': shape {shape_text(shape)} contains one or more invalid dimensions"
-        )
-    if count == -3:
-        raise InvalidArgument(
-            f"invalid shape for input '{name}': shape {shape_text(shape)} causes total element count to exceed maximum "
-            f"size of {INT64_MAX}"
-        )
-    if type(data) is not list:
-        raise Internal("Unable to parse 'data': attempt to access JSON non-array as array")
-    if datatype.itemsize > 1 and count > INT64_MAX // datatype.itemsize:
-        raise InvalidArgument(
-            f"byte size overflow for input '{name}': element count ({count}) * data type size ({datatype.itemsize}) "
-            f"exceeds maximum allowed size ({INT64_MAX})"
-        )
-    size = count * datatype.itemsize % 2**64
-    if size > max_input_size:
-        raise InvalidArgument(
-            f"JSON input '{name}' has a byte_size ({size} bytes) that exceeds the maximum allowed value of "
-            f"{max_input_size} bytes. Use --http-max-input-size to increase the limit."
-        )
+def _outputs(request: InferenceRequest, items: list[Any], default: OutputForm) -> Wanted:
+    forms: dict[str, OutputForm] = {}
+    for item in items:
+        form = _quick_form(item) or _form(item)
+        name = item["name"]
+        if name in forms:
+            raise _twice(request, "output", name)
+        forms[name] = form
+    request.requested_outputs = tuple(forms)
+    first = next(iter(forms.values()), None)
+    if first is AS_BINARY or first is AS_JSON:
+        for form in forms.values():
+            if form is not first:
+                break
+        else:
+            return ALL_BINARY if first is AS_BINARY else ALL_JSON
+    return Wanted(default, forms)
+
+
+def _quick_form(item: Any) -> OutputForm | None:
+    """For an output that has a name and at most `binary_data`; None for all others."""
+    try:
+        if type(item["name"]) is not str:
+            return None
+        if len(item) == 1:
+            return AS_JSON
+        parameters = item["parameters"]
+        if len(item) == 2 and len(parameters) == 1:
+            binary = parameters["binary_data"]
+            if type(binary) is bool:
+                return AS_BINARY if binary else AS_JSON
+    except (KeyError, TypeError):
+        pass
     return None
 
 
-def _outputs(request: InferenceRequest, items: list[Any], default: OutputForm) -> Wanted:
-    names: list[str] = []
-    forms: dict[str, OutputForm] = {}
-    for item in items:
-        parameters = item.get("parameters") if type(item) is dict else None
-        if type(parameters) is not dict:
-            parameters = {}
-        if "shared_memory_region" in parameters:
-            if "classification" in parameters:
-                raise InvalidArgument("Output can't set both 'shared_memory_region' and 'classification'")
-            if "binary_data" in parameters and as_bool(parameters["binary_data"], "Unable to set 'binary_data'"):
-                raise InvalidArgument("Output can't set both 'shared_memory_region' and 'binary_data'")
-        name = as_string(_member(item, "name"), "Unable to parse 'name'")
-        if name in names:
-            raise InvalidArgument(f"{request_prefix(request.id)}output '{name}' already exists in request")
-        names.append(name)
-        classes = 0
-        binary = False
+def _form(item: Any) -> OutputForm:
+    parameters = item.get("parameters") if type(item) is dict else None
+    if type(parameters) is not dict:
+        parameters = {}
+    if "shared_memory_region" in parameters:
         if "classification" in parameters:
-            classes = as_unsigned(parameters["classification"], "Unable to set 'classification'")
-        if "shared_memory_region" in parameters:
-            raise no_region(as_string(parameters["shared_memory_region"], "Unable to parse 'shared_memory_region'"))
-        if "binary_data" in parameters:
-            binary = as_bool(parameters["binary_data"], "Unable to parse 'binary_data'")
-        if classes:
-            forms[name] = OutputForm(binary, classes)
-        else:
-            forms[name] = AS_BINARY if binary else AS_JSON
-    request.requested_outputs = tuple(names)
-    return Wanted(default, forms)
+            raise InvalidArgument("Output can't set both 'shared_memory_region' and 'classification'")
+        if "binary_data" in parameters and as_bool(parameters["binary_data"], "Unable to set 'binary_data'"):
+            raise InvalidArgument("Output can't set both 'shared_memory_region' and 'binary_data'")
+    as_string(_member(item, "name"), "Unable to parse 'name'")
+    classes = 0
+    binary = False
+    if "classification" in parameters:
+        classes = as_unsigned(parameters["classification"], "Unable to set 'classification'")
+    if "shared_memory_region" in parameters:
+        raise no_region(as_string(parameters["shared_memory_region"], "Unable to parse 'shared_memory_region'"))
+    if "binary_data" in parameters:
+        binary = as_bool(parameters["binary_data"], "Unable to parse 'binary_data'")
+    if classes:
+        return OutputForm(binary, classes)
+    return AS_BINARY if binary else AS_JSON
 
 
 def _raw(request: InferenceRequest, body: Buffer, config: ModelConfig, max_input_size: int) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from doorstep.errors import Internal
 from doorstep.protocols.kserve.bytes_tensors import decode_bytes, encode_bytes
-from doorstep.types import BYTES, DataType, Tensor
+from doorstep.types import BYTES, DTYPES, DataType, Tensor
 from doorstep.validation import INVALID, UnfitTensor
 from doorstep.wire.exchange import Buffer
 
@@ -28,6 +29,28 @@ def binary_tensor(name: str, datatype: DataType, shape: Sequence[int], data: Buf
         except (ValueError, TypeError):  # a negative dimension, or more dimensions than an array can have
             pass
     return UnfitTensor(name, datatype, shape, size)
+
+
+def quick_binary_tensor(item: Any, body: Buffer, offset: int) -> Tensor | None:
+    """The tensor of a JSON input that has nothing but a name, a shape, a datatype of fixed size and binary data, at
+    `offset` of `body` and as many as it needs; None for all others."""
+    try:
+        parameters = item["parameters"]
+        datatype = DTYPES[item["datatype"]]
+        shape = item["shape"]
+        size = parameters["binary_data_size"]
+        if (
+            len(item) == 4
+            and len(parameters) == 1
+            and type(size) is int
+            and size == prod(shape) * datatype.itemsize > 0
+            and min(shape) > 0
+            and type(item["name"]) is str
+        ):
+            return Tensor(item["name"], datatype, _ndarray(shape, datatype.numpy, body, offset))
+    except (KeyError, TypeError, ValueError, OverflowError):  # whatever it is, the long way says it
+        pass
+    return None
 
 
 def tensor_bytes(tensor: Tensor) -> Buffer:
