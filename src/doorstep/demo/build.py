@@ -119,9 +119,8 @@ def build(directory: Path, report: Report | None = None) -> Path:
         _write(directory / target, files("doorstep.demo").joinpath(source).read_text(encoding="utf-8"))
     for target, text in CONFIGS.items():
         _write(directory / target, text)
-    _write(
-        directory / MARKER, json.dumps({"doorstep": __version__, "models": ["minilm", "magika", "minilm_onnx"]}) + "\n"
-    )
+    models = sorted({Path(name).parts[0] for name in FILES})
+    _write(directory / MARKER, json.dumps({"doorstep": __version__, "models": models}) + "\n")
     return directory
 
 

@@ -1,7 +1,7 @@
 """What kind of file some bytes are: Google's Magika. `doorstep demo` writes this file as magika/1/model.py.
 
-Gives the labels that the `magika` package gives in its default mode: a doubtful answer becomes `txt` or `unknown`. Takes
-one file at a time, because this network's scores depend a little on what else is in a batch.
+Gives the labels that the `magika` package gives in its default mode: a doubtful answer becomes `txt` or `unknown`.
+Takes one file at a time, because this network's scores depend a little on what else is in a batch.
 """
 
 from __future__ import annotations
