@@ -19,6 +19,8 @@ DATA, HEADERS, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 7, 8, 9
 END_STREAM, END_HEADERS, PADDED = 0x1, 0x4, 0x8
 MAX_WINDOW = 2**31 - 1
 LARGEST_FRAME = 1 << 20  # ours to send: more would only keep other streams waiting
+STREAM_FULL, STREAM_LOW = 1 << 20, 1 << 18  # bytes of one body waiting to be sent: `write` says False; on_drain
+CONNECTION_FULL = 1 << 24  # bytes of all bodies together, from which on each may have less
 _TURN = 1 << 20  # bytes of one stream before it is another's turn
 
 _pack_head = FRAME_HEAD.pack
@@ -49,7 +51,7 @@ class OutStream:
 class Outbox:
     """All of a connection's bodies on their way out."""
 
-    __slots__ = ("_ready", "credit", "debt", "initial_window", "max_frame", "streams")
+    __slots__ = ("_ready", "credit", "debt", "initial_window", "max_frame", "queued", "streams")
 
     def __init__(self) -> None:
         self.credit = 65_535  # the connection's window, as the client sees it
@@ -57,6 +59,7 @@ class Outbox:
         self.initial_window = 65_535  # of the client's SETTINGS
         self.max_frame = 16_384  # of the client's SETTINGS
         self.streams: dict[int, OutStream] = {}
+        self.queued = 0  # bytes of all streams
         self._ready: deque[OutStream] = deque()
 
     @property
@@ -74,8 +77,17 @@ class Outbox:
         if size:
             stream.queue.append(view if view.format == "B" and view.ndim == 1 else view.cast("B"))
             stream.queued += size
+            self.queued += size
             self._wake(stream)
         return size
+
+    def is_full(self, stream: OutStream) -> bool:
+        """Whether the stream's endpoint should wait: a lot is queued of it, or a little where a lot is queued of others."""
+        return stream.queued > (STREAM_FULL if self.queued <= CONNECTION_FULL else STREAM_LOW >> 2)
+
+    def has_room(self, stream: OutStream) -> bool:
+        """Whether an endpoint that has waited may go on."""
+        return stream.queued <= (STREAM_LOW if self.queued <= CONNECTION_FULL else STREAM_LOW >> 3)
 
     def finish(self, stream: OutStream, trailers: Any) -> None:
         stream.finished = True
@@ -88,6 +100,7 @@ class Outbox:
         if stream is not None:
             stream.closed = True
             stream.queue.clear()
+            self.queued -= stream.queued
             stream.queued = 0
 
     def settings(self, settings: dict[int, int]) -> None:
@@ -143,7 +156,9 @@ class Outbox:
                     done.append(stream)
                     self.streams.pop(stream.stream_id, None)
         ready.extendleft(reversed(blocked))
-        self.debt += self.credit - credit
+        sent = self.credit - credit
+        self.queued -= sent
+        self.debt += sent
         self.credit = credit
         return done
 

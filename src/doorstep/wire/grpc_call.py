@@ -306,9 +306,9 @@ class StreamCall(Call):
     def send(self, *buffers: Buffer) -> bool:
         """One message, in one buffer or several, which must not change afterwards.
 
-        False: the client reads too slowly; wait for `on_drain` before more."""
+        False: the client reads too slowly, or no more; wait for `on_drain`, or `on_cancel`, before more."""
         if self.finished:
-            return True
+            return False
         exchange = self.exchange
         if not exchange.started:
             exchange.start_fields(200, self._fields())
@@ -318,7 +318,7 @@ class StreamCall(Call):
             self.fail(
                 Status.RESOURCE_EXHAUSTED, f"Sent message larger than max ({size} vs. {self._server.message_bytes})"
             )
-            return True
+            return False
         # Larger messages go as they are: to compress them here would hold up everybody else.
         if self._accepted is not None and 0 < size <= INLINE_BYTES:
             compressed = compress(self._accepted, self._server.compression, buffers)

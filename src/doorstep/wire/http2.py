@@ -21,7 +21,7 @@ from doorstep.wire.context import ListenerContext, describe
 from doorstep.wire.exchange import Buffer
 from doorstep.wire.flow import GOAWAY, MAX_WINDOW, Outbox, OutStream
 from doorstep.wire.http2_dispatch import admits, complete, dispatch, refuse_pieces
-from doorstep.wire.http2_exchange import LOW, SMALL, FieldList, Http2Exchange, collect_headers
+from doorstep.wire.http2_exchange import SMALL, FieldList, Http2Exchange, collect_headers
 from doorstep.wire.http2_inbound import Inbound
 from doorstep.wire.http2_watch import Watch
 
@@ -354,7 +354,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             self.loop.call_soon(self._flush)
 
     def _quench(self) -> None:
-        for stream in [s for s in self._thirsty if s.queued <= LOW]:
+        for stream in [s for s in self._thirsty if self.outbox.has_room(s)]:
             self._thirsty.discard(stream)
             on_drain = stream.owner.on_drain
             if on_drain is not None and not stream.closed:

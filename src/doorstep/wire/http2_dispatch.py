@@ -29,7 +29,11 @@ def dispatch(owner: Http2Connection, exchange: Http2Exchange, whole: bool) -> No
     exchange.route = match.route
     exchange.remote_done = whole
     for gate in context.gates:
-        no = gate(exchange)
+        try:
+            no = gate(exchange)
+        except Exception as error:
+            fail(exchange, error)
+            return
         if no is not None:
             refuse(exchange, no)
             return

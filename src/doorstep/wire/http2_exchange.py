@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from doorstep.wire.router import Match
 
 SMALL = 16_384  # answers up to this size are the library's to send, in one frame
-_FULL = 1 << 20  # bytes of one answer waiting to be sent: `write` says False …
-LOW = 1 << 18  # … until so few are left
 
 _NO_LENGTH = frozenset({204, 304})
 _CACHED_FIELDS = 1024
@@ -246,18 +244,17 @@ class Http2Exchange(Exchange):
         return self.write_buffers((data,))
 
     def write_buffers(self, buffers: tuple[Buffer, ...]) -> bool:
-        """As `write`, for several buffers that belong together."""
+        """As `write`, for several buffers that belong together. False, too, where nobody reads any more."""
         out = self.out
-        if self._gone or out is None:
+        if out is None or self._gone or self.ended:
             if not self.started:
                 raise RuntimeError(f"{self!r} writes before its start")
+            return False
+        owner = self._owner
+        self._sent += owner.send_data(out, buffers)
+        if not owner.outbox.is_full(out):
             return True
-        if self.method == "HEAD":
-            return True
-        self._sent += self._owner.send_data(out, buffers)
-        if out.queued <= _FULL:
-            return True
-        self._owner.wait_for_room(out)
+        owner.wait_for_room(out)
         return False
 
     def end(self, trailers: Headers = ()) -> None:
