@@ -21,12 +21,8 @@ from doorstep.config.options import ServerOptions, TlsFiles
 from doorstep.config.support import fields_without_meaning
 from doorstep.errors import DoorstepError
 from doorstep.model import LoadOptions, Model, load_model
-
-try:
-    from doorstep.observability.access import access_hook
-    from doorstep.observability.metrics import MetricsEndpoint
-except ImportError:
-    MetricsEndpoint = access_hook = None  # type: ignore[assignment,misc]
+from doorstep.observability.access import access_hook
+from doorstep.observability.metrics import MetricsEndpoint
 from doorstep.protocols import grpc_health, grpc_reflection, kserve
 from doorstep.protocols.kserve.categories import category_of
 from doorstep.repository.base import VersionSpec
@@ -133,7 +129,9 @@ class App:
         # One list, in order: what is cheapest to refuse, and says least about the rest, comes first.
         gates = [gate] if gate is not None else []
         contexts: list[ListenerContext] = []
-        metrics = MetricsEndpoint and MetricsEndpoint(self.server.models, contexts, self.repository.index)
+        metrics = MetricsEndpoint(
+            self.server.models, contexts, self.repository.index, cpu=o.allow_cpu_metrics
+        )
         for address, names in share(self._addresses()):
             router = Router()
             grpc = GrpcServer(limits, compression=CompressionLevel[o.grpc_infer_response_compression_level.upper()])
@@ -142,7 +140,7 @@ class App:
             grpc_health.register(grpc, self.server)
             grpc_reflection.register(grpc)
             grpc.install(router)
-            if "metrics" in names and metrics:
+            if "metrics" in names:
                 metrics.register(router)
             context = ListenerContext(
                 address.name,

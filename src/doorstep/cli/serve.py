@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from doorstep.config.options import parse_serve_args
+from doorstep.config.options import EXIT_BAD_OPTIONS, parse_serve_args
+from doorstep.errors import InvalidArgument
 
 
 def run(argv: Sequence[str], prog: str = "doorstep serve") -> int:
     options = parse_serve_args(argv, prog)
+    from doorstep.observability.logging import set_up_logging
+
     try:
-        from doorstep.observability.logging import set_up_logging
-
         set_up_logging(options)
-    except ImportError:
-        import logging
-
-        logging.basicConfig(level=logging.INFO)
+    except InvalidArgument as error:
+        print(f"{prog}: {error.message}", file=sys.stderr)
+        return EXIT_BAD_OPTIONS
     from doorstep import app
 
     return app.run(options, _say_ready)

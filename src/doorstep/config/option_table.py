@@ -148,7 +148,7 @@ OPTIONS: tuple[Option, ...] = (
     _option("access-log", "Logging", "Log one line per request.", BOOL, False),
     # What Doorstep takes without effect, or not yet
     _option("allow-gpu-metrics", "Other", "GPU metrics.", BOOL, True, status=NO_EFFECT, why="there are no GPU metrics"),
-    _option("allow-cpu-metrics", "Other", "CPU metrics.", BOOL, True, status=NO_EFFECT, why="there are no CPU metrics"),
+    _option("allow-cpu-metrics", "Listening", "nv_cpu_* among the metrics.", BOOL, True),
     _option("metrics-interval-ms", "Other", "Interval of metrics.", NUM, 2000.0, status=NO_EFFECT, why="metrics are counted when they are asked for"),
     _option("metrics-config", "Other", "Metrics settings.", repeats=True, status=REFUSED, why="histograms and counters are always on, summaries do not exist"),
     _option("trace-config", "Other", "Tracing.", repeats=True, status=REFUSED, why="there is no tracing"),

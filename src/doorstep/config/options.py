@@ -67,6 +67,7 @@ class ServerOptions:
     grpc_restricted: Mapping[str, Restriction] = field(default_factory=dict)
     grpc_infer_response_compression_level: str = "none"  # none, low, medium, high
     allow_metrics: bool = True
+    allow_cpu_metrics: bool = True
     metrics_address: str = "127.0.0.1"
     metrics_port: int = 8002
     tls: TlsFiles | None = None  # every listener
