@@ -65,10 +65,10 @@ def wrk(port: int, path: str, body: HttpBody, *, connections: int, seconds: floa
     return Load(found["requests"], found["seconds"], found["p50_us"], found["p99_us"])
 
 
-def h2load(port: int, message: Path, *, connections: int, seconds: float, streams: int = 1) -> Load:
+def h2load(port: int, message: Path, *, answer_bytes: int, connections: int, seconds: float, streams: int = 1) -> Load:
     """Calls ModelInfer with the gRPC message in `message` (its 5-byte prefix included), `streams` at once a connection.
 
-    h2load sees HTTP's status, not gRPC's: whoever calls this has checked that the message is answered with OK.
+    h2load sees HTTP's status, not gRPC's, but an error has no message: `answer_bytes` a request must have come back.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -91,9 +91,12 @@ def h2load(port: int, message: Path, *, connections: int, seconds: float, stream
             raise LoadFailed(f"h2load ended with {done.returncode}: {done.stderr or done.stdout}")
         # start of the request in µs since the epoch, HTTP status, µs until its last byte
         rows = [line.split("\t") for line in log.read_text().splitlines()]
-    counted = re.search(r"requests: .* (\d+) failed, (\d+) errored", done.stdout)
-    if counted is None or counted.group(1) != "0" or any(row[1] != "200" for row in rows) or not rows:
+    failed = re.search(r"requests: .* (\d+) failed, (\d+) errored", done.stdout)
+    data = re.search(r"traffic: .*\((\d+)\) data", done.stdout)
+    if failed is None or data is None or failed.group(1) != "0" or any(row[1] != "200" for row in rows) or not rows:
         raise LoadFailed(f"h2load: {done.stdout}")
+    if int(data.group(1)) < 0.95 * answer_bytes * len(rows):
+        raise LoadFailed(f"h2load: {data.group(1)} bytes for {len(rows)} answers of {answer_bytes}: {done.stdout}")
     took = sorted(int(row[2]) for row in rows)
     first = min(int(row[0]) for row in rows)
     last = max(int(row[0]) + int(row[2]) for row in rows)

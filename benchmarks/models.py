@@ -1,8 +1,8 @@
 """The models that are measured, as each server wants them on disk. Knows no server's command line and no load.
 
-The MLP is written here (fixed seed); MiniLM comes from its wheel, the same file `doorstep demo` takes; identity is
-a backend of Doorstep, and a few lines of Python for Triton. Triton here has no ONNX backend: its models are Python models that run
-onnxruntime, gathering a batch, running once and scattering, as a careful user would write them.
+The MLP is written here (fixed seed); MiniLM comes from its wheel, the same file `doorstep demo` takes; identity is a
+backend of Doorstep, and a few lines of Python for Triton. Triton here has no ONNX backend: its models are Python models
+that run onnxruntime, gathering a batch, running once and scattering, as a careful user would write them.
 """
 
 from __future__ import annotations
