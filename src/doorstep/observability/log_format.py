@@ -17,6 +17,7 @@ LONGEST_MESSAGE = 16_384  # characters; what a line may cost in memory while it 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # Control characters, Unicode's line ends, and what turns the direction of writing: as Python writes them in a string.
 _SHOWN = {n: repr(chr(n))[1:-1] for n in (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+_SHOWN_IN_JSON = {n: f"\\u{n:04x}" for n in _SHOWN}
 _LETTERS = {logging.DEBUG: "V", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "E"}
 _NAMES = {logging.DEBUG: "verbose", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 
@@ -119,9 +120,10 @@ class JsonFormatter(logging.Formatter):
         if trace := _traceback(record):
             line["exception"] = trace
         try:
-            return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+            text = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
         except (TypeError, ValueError):  # a lone surrogate, say
-            return json.dumps(line, default=str)
+            text = json.dumps(line, default=str)
+        return text if text.isprintable() else text.translate(_SHOWN_IN_JSON)
 
 
 FORMATTERS: dict[str, type[logging.Formatter]] = {
