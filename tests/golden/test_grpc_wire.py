@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -36,6 +38,7 @@ class Service:
     def __init__(self, **options: Any) -> None:
         self.waiting: list[Any] = []
         self.calls: list[Any] = []
+        self.statuses: list[int | None] = []  # of calls that were answered, in order
         self.cancelled = threading.Event()
         self.called = threading.Event()
         self.grpc = server = GrpcServer(**options)
@@ -145,7 +148,9 @@ def service() -> Service:
 
 @pytest.fixture
 def server(service: Service) -> Iterator[WireServer]:
-    with WireServer(service.router, name="grpc") as server:
+    server = WireServer(service.router, name="grpc")
+    server.context.on_access = lambda exchange, status, size, grpc_status: service.statuses.append(grpc_status)
+    with server:
         yield server
         server.wait_until_empty()
         assert server.context.held_bytes == 0
@@ -283,6 +288,7 @@ def test_server_ends_a_call_whose_deadline_has_passed(server: WireServer, servic
         client.send(request(1, b"/test.Test/Wait", b"\0\0\0\0\0", extra=extra))
         assert client.answer(1) == (200, b"")
         assert service.cancelled.is_set()
+    assert service.statuses == [4], "DEADLINE_EXCEEDED"
 
 
 def test_deadline_also_ends_a_stream(channel: grpc.Channel, service: Service) -> None:
@@ -292,12 +298,13 @@ def test_deadline_also_ends_a_stream(channel: grpc.Channel, service: Service) ->
 
 
 @pytest.mark.parametrize("timeout", [b"", b"5", b"m", b"123456789m", b"1x", b"-1m", b"1.5S"])
-def test_malformed_timeout_is_an_error(server: WireServer, timeout: bytes) -> None:
+def test_malformed_timeout_is_an_error(server: WireServer, service: Service, timeout: bytes) -> None:
     with server.connect() as raw:
         client = Http2Client(raw)
         extra = ((b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"grpc-timeout", timeout))
         client.send(request(1, b"/test.Test/Echo", b"\0\0\0\0\1x", extra=extra))
         assert client.answer(1) == (200, b"")
+    assert service.statuses == [13], "INTERNAL"
 
 
 # Streams
@@ -394,18 +401,14 @@ def test_answers_are_compressed_where_the_server_is_told_to(level: CompressionLe
 
 
 def test_unknown_encoding_is_unimplemented_and_says_what_is_accepted(server: WireServer) -> None:
-    with server.connect() as raw:
-        client = Http2Client(raw)
-        extra = ((b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"grpc-encoding", b"snappy"))
-        client.send(request(1, b"/test.Test/Echo", b"\1\0\0\0\1x", extra=extra))
-        found = client.receive()
-        assert found.ends
-        # The names and values are Huffman-coded on the wire; that a real client reads them is shown below.
-
-
-def test_accepted_encodings_are_told(channel: grpc.Channel) -> None:
-    _, call = channel.unary_unary("/test.Test/Echo").with_call(b"")
-    assert call.code() is grpc.StatusCode.OK
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "-sS", "--http2-prior-knowledge", "-D", "-", "--data-binary", "x", "-H", "te: trailers"]
+    command += ["-H", "content-type: application/grpc", "-H", "grpc-encoding: snappy", f"{server.url}/test.Test/Echo"]
+    head = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE_S).stdout.decode()
+    assert "grpc-status: 12" in head
+    assert "grpc-accept-encoding: identity, deflate, gzip" in head
+    assert "grpc-message: Compression algorithm 'snappy' is not supported" in head
 
 
 # Limits
@@ -441,11 +444,12 @@ def test_other_content_types_are_415_and_http1_is_426(server: WireServer) -> Non
     assert "HTTP/2" in answer.json()["error"]
 
 
-def test_missing_te_is_an_error(server: WireServer) -> None:
+def test_missing_te_is_an_error(server: WireServer, service: Service) -> None:
     with server.connect() as raw:
         client = Http2Client(raw)
         client.send(request(1, b"/test.Test/Echo", b"\0\0\0\0\0", extra=((b"content-type", b"application/grpc"),)))
         assert client.answer(1) == (200, b"")
+    assert service.statuses == [13], "INTERNAL"
 
 
 def test_http_and_grpc_share_a_connection(server: WireServer) -> None:
@@ -471,17 +475,42 @@ def test_message_may_be_cut_into_any_frames(server: WireServer, cuts: tuple[int,
         assert client.answer(1) == (200, body)
 
 
-@pytest.mark.parametrize("body", [b"\0", b"\0\0\0\0", b"\0\0\0\0\5abc", b"\0\0\0\x80\0" + bytes(20_000), b"\2\0\0\0\1x",
-                                  b"\1\0\0\0\1x"])  # fmt: skip
-def test_broken_message_is_an_error(channel: grpc.Channel, server: WireServer, body: bytes) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"\0", id="no length"),
+        pytest.param(b"\0\0\0\0", id="half a length"),
+        pytest.param(b"\0\0\0\0\5abc", id="small message cut short"),
+        pytest.param(b"\0\0\0\x80\0" + bytes(20_000), id="large message cut short"),
+        pytest.param(b"\2\0\0\0\1x", id="unknown flag"),
+        pytest.param(b"\1\0\0\0\1x", id="compressed without an encoding"),
+        pytest.param(b"\0\0\0\0\1x\0\0", id="a message and a half"),
+    ],
+)
+def test_broken_message_is_an_internal_error(server: WireServer, service: Service, body: bytes) -> None:
     with server.connect() as raw:
         client = Http2Client(raw)
         extra = ((b"content-type", b"application/grpc"), (b"te", b"trailers"))
+        client.send(request(1, b"/test.Test/Echo", body, extra=extra))
+        assert client.answer(1) == (200, b"")
+        client.send(request(3, b"/test.Test/Stream", body, extra=extra))
+        client.answer(3)
+    assert service.statuses == [13, 13]
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_garbage_instead_of_compressed_data_is_an_internal_error(
+    server: WireServer, service: Service, encoding: bytes, size: int
+) -> None:
+    with server.connect() as raw:
+        client = Http2Client(raw)
+        extra = ((b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"grpc-encoding", encoding))
         for stream_id, method in ((1, b"/test.Test/Echo"), (3, b"/test.Test/Stream")):
+            body = b"\1" + size.to_bytes(4, "big") + b"x" * size
             client.send(request(stream_id, method, body, extra=extra))
-            status, answer = client.answer(stream_id)
-            assert status == 200
-            assert answer == b""
+            assert client.answer(stream_id) == (200, b"")
+    assert service.statuses == [13, 13]
 
 
 def test_gate_answers_grpc_clients_in_grpc(service: Service) -> None:

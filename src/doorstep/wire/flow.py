@@ -82,7 +82,7 @@ class Outbox:
         return size
 
     def is_full(self, stream: OutStream) -> bool:
-        """Whether the stream's endpoint should wait: a lot is queued of it, or a little where a lot is queued of others."""
+        """Whether the stream's endpoint should wait: much is queued of it, or some where much is queued of others."""
         return stream.queued > (STREAM_FULL if self.queued <= CONNECTION_FULL else STREAM_LOW >> 2)
 
     def has_room(self, stream: OutStream) -> bool:
