@@ -5,6 +5,7 @@ A scenario is checked (the request is answered, and rightly shaped) before it is
 
 from __future__ import annotations
 
+import json
 import socket
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ from benchmarks.goals import Figure, Goal
 from benchmarks.load import HttpBody, Load, h2load, wrk
 from benchmarks.measure import Run, Series, Target, alternate, call_once, measure, post_once
 from benchmarks.payloads import Payloads
-from doorstep.testing.server import ServerProcess
+from doorstep.testing.server import ServerProcess, doorstep_command
 
 ROOT = Path(__file__).resolve().parents[1]
 INFER = "/v2/models/{}/infer"
@@ -240,6 +241,30 @@ def _first_answer(server: ServerProcess, body: HttpBody) -> float:
         time.sleep(0.005)
 
 
+def agreement(bench: Bench) -> list[Figure]:
+    """`doorstep bench` beside wrk on one server, turn about: before its figures are quoted they must be wrk's."""
+    target = bench.targets["doorstep"]
+    run = _http("mlp", bench.payloads.mlp_json, 32)
+    run(target, 1.0)
+    by_wrk, by_bench = [], []
+    for _ in range(bench.plan.rounds):
+        by_wrk.append(run(target, bench.plan.seconds).rate)
+        by_bench.append(_doorstep_bench(target, bench.plan.seconds))
+    ratios = [a / b for a, b in zip(by_bench, by_wrk, strict=True)]
+    low, high = min(ratios), max(ratios)
+    ours, theirs = statistics.median(by_bench), statistics.median(by_wrk)
+    work = "doorstep bench, MLP, HTTP JSON, 32 connections"
+    return [Figure(work, goals.UNITS["rate"], ours, theirs, "wrk", goals.AGREEMENT, "least", low, high)]
+
+
+def _doorstep_bench(target: Target, seconds: float) -> float:
+    """Requests per second, as `doorstep bench` counts them."""
+    command = [*doorstep_command(), "bench", "mlp", f"--url=http://127.0.0.1:{target.http_port}", "--connections=32"]
+    options = [f"--duration={seconds}", "--quiet", "--json=-"]
+    found = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    return float(json.loads(found.stdout)["requests_per_second"])
+
+
 def install(bench: Bench) -> list[Figure]:
     """The packages of a clean install, counted as pip counts them (pip itself left out)."""
     with tempfile.TemporaryDirectory() as folder:
@@ -260,5 +285,6 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "minilm": minilm,
     "start-up": start_up,
     "install": install,
+    "agreement": agreement,
 }
 PEERLESS = {"minilm", "start-up", "install"}  # these start what they need themselves
