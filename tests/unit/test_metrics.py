@@ -25,6 +25,7 @@ from doorstep.wire.context import ListenerContext
 from doorstep.wire.router import Router
 
 MS = 1_000_000  # nanoseconds
+ROOT = Path(__file__).parents[2]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -312,3 +313,12 @@ def test_a_snapshot_is_read_beside_a_loop_that_goes_on_counting() -> None:
         assert of(found, f"{name}_count") == of(found, f"{name}_bucket", le="+Inf") >= 3
 
     asyncio.run(main())
+
+
+def test_the_documentation_lists_every_metric_and_no_other() -> None:
+    documented = set(re.findall(r"`((?:nv|doorstep)_\w+)`", (ROOT / "docs" / "observability.md").read_text()))
+    model = busy_model()
+    model.stats.cache_hit_count = 1
+    text = exposition(model)
+    emitted = set(re.findall(r"^# TYPE ((?:nv|doorstep)_\w+)", text, re.MULTILINE))
+    assert documented == emitted

@@ -1,6 +1,6 @@
 """GET /metrics, in the text format or in OpenMetrics, as the scraper asks. Counts nothing itself: it reads.
 
-A scrape costs the event loop a few reads per model; naming, formatting and compressing run in a thread. docs/metrics.md
+A scrape costs the event loop a few reads per model; naming, formatting and compressing run in a thread. docs/observability.md
 lists every name.
 """
 
