@@ -1,7 +1,7 @@
 """GET /metrics, in the text format or in OpenMetrics, as the scraper asks. Counts nothing itself: it reads.
 
-A scrape costs the event loop a few reads per model; naming, formatting and compressing run in a thread. Every name is in
-docs/observability.md.
+A scrape costs the event loop a few reads per model; naming, formatting and compressing run in a thread. Every name
+is in docs/observability.md.
 """
 
 from __future__ import annotations
