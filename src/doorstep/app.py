@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from doorstep.config.load import load_config, parse_json_config
 from doorstep.config.options import ServerOptions, TlsFiles
@@ -129,9 +130,7 @@ class App:
         # One list, in order: what is cheapest to refuse, and says least about the rest, comes first.
         gates = [gate] if gate is not None else []
         contexts: list[ListenerContext] = []
-        metrics = MetricsEndpoint(
-            self.server.models, contexts, self.repository.index, cpu=o.allow_cpu_metrics
-        )
+        metrics = MetricsEndpoint(self.server.models, contexts, self.repository.index, cpu=o.allow_cpu_metrics)
         for address, names in share(self._addresses()):
             router = Router()
             grpc = GrpcServer(limits, compression=CompressionLevel[o.grpc_infer_response_compression_level.upper()])
@@ -192,15 +191,11 @@ class App:
 
     def _on_signal(self, number: int) -> None:
         self._signals += 1
+        name = signal.Signals(number).name
         if self._signals > 1:
-            logger.warning("%s again: ending at once", signal.Signals(number).name)
-            logging.shutdown()
-            sys.stderr.flush()
-            import os
-
-            os._exit(Exit.CUT_OFF)
-        logger.info("%s: finishing what is in flight, for at most %d s", signal.Signals(number).name,
-                    self.options.exit_timeout_secs)  # fmt: skip
+            logger.warning("%s again: ending at once", name)
+            _leave(Exit.CUT_OFF)
+        logger.info("%s: finishing what is in flight, for at most %d s", name, self.options.exit_timeout_secs)
         self.server.stop_accepting()
         self._stop.set()
 
@@ -238,7 +233,15 @@ def run(options: ServerOptions, on_ready: Callable[[App], None] | None = None) -
     async def main() -> Exit:
         return await App(options, on_ready).run()
 
-    return int(uvloop.run(main()))
+    code = uvloop.run(main())
+    if code is Exit.CUT_OFF:
+        _leave(code)  # a thread that hangs in a library would be waited for
+    return code
 
 
-__all__ = ["App", "Exit", "run"]
+def _leave(code: Exit) -> NoReturn:
+    """Ends the process whatever its threads do, with the log written."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

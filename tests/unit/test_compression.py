@@ -63,6 +63,7 @@ def test_a_bomb_costs_little_more_than_the_limit() -> None:
 @pytest.mark.parametrize(
     "body",
     [b"", b"plain", gzip.compress(b"abc" * 1000)[:-9], zlib.compress(b"abc") + b"x", gzip.compress(b"a") + b"tail"],
+    ids=["empty", "plain", "cut", "tail after zlib", "tail after gzip"],
 )
 @pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
 def test_what_is_not_compressed_properly_is_refused(coding: bytes, body: bytes) -> None:
