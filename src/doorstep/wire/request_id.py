@@ -27,4 +27,5 @@ def with_request_id(request_headers: Mapping[bytes, bytes], headers: Headers) ->
     if HEADER not in request_headers:
         return headers
     value = request_id(request_headers)
-    return (*headers, (HEADER, value)) if value else headers
+    # A list, because the heads of answers whose headers are a tuple are kept for the next one.
+    return [*headers, (HEADER, value)] if value else headers

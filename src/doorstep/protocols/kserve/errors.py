@@ -8,6 +8,7 @@ from __future__ import annotations
 from doorstep.errors import DoorstepError, ErrorCode, InvalidArgument
 from doorstep.wire.answers import JSON, error_body
 from doorstep.wire.exchange import Exchange
+from doorstep.wire.request_id import with_request_id
 
 HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.UNKNOWN: 400,
@@ -22,7 +23,8 @@ HTTP_STATUS: dict[ErrorCode, int] = {
 
 
 def respond_error(exchange: Exchange, error: DoorstepError) -> None:
-    exchange.respond(HTTP_STATUS[error.code], JSON, error_body(error.message))
+    headers = with_request_id(exchange.headers, JSON)
+    exchange.respond(HTTP_STATUS[error.code], headers, error_body(error.message))
 
 
 def checked_version(text: str) -> str:

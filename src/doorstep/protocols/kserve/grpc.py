@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from doorstep import proto
 from doorstep.errors import Internal, InvalidArgument, Unsupported
 from doorstep.protocols.kserve import metadata
-from doorstep.protocols.kserve.grpc_infer import ModelInfer
+from doorstep.protocols.kserve.grpc_infer import ModelInfer, echo_request_id
 from doorstep.protocols.kserve.grpc_stream import stream_handler
 from doorstep.protocols.kserve.texts import (
     LOGGING_LATER,
@@ -77,6 +77,7 @@ def answering(method: Callable[[Any], Any], name: str) -> Handler:
     request_class = proto.message(f"inference.{name}Request")
 
     def handler(call: UnaryCall) -> None:
+        echo_request_id(call)
         call.respond(method(_parsed(request_class, call)).SerializeToString())
 
     return handler
@@ -88,6 +89,7 @@ def awaiting(method: Callable[[Any], Any], name: str) -> Handler:
 
     @wraps(method)
     async def handler(call: UnaryCall) -> None:
+        echo_request_id(call)
         call.on_cancel = None  # what has been asked for is done, though nobody may hear of it
         response = await method(_parsed(request_class, call))
         call.respond(b"" if response is None else response.SerializeToString())

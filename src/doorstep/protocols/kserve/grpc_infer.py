@@ -11,12 +11,21 @@ from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
 from doorstep.protocols.kserve.grpc_encode import encode_infer
 from doorstep.protocols.kserve.wanted import ALL_BINARY
 from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.wire.request_id import HEADER as REQUEST_ID
+from doorstep.wire.request_id import request_id
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
-    from doorstep.wire.grpc_call import UnaryCall
+    from doorstep.wire.grpc_call import Call, UnaryCall
 
 logger = logging.getLogger("doorstep.kserve")
+
+
+def echo_request_id(call: Call) -> None:
+    """The answer begins with the caller's `x-request-id`, where there is one."""
+    value = request_id(call.metadata)
+    if value:
+        call.initial_metadata = [(REQUEST_ID, value)]
 
 
 class CallSender:
@@ -25,7 +34,7 @@ class CallSender:
     __slots__ = ("_call", "_early", "config", "wanted")
 
     def __init__(self, call: UnaryCall, config: ModelConfig) -> None:
-        self._call = call
+        self._call: UnaryCall | None = call
         self._early: InferenceResponse | None = None  # a response that came before the final one
         self.config = config
         self.wanted = ALL_BINARY
@@ -35,6 +44,9 @@ class CallSender:
             self._early = response
             return
         call = self._call
+        if call is None:  # answered already: it gave more responses than one
+            return
+        self.release()
         call.on_cancel = None
         if self._early is not None:
             response.error = response.error or Internal("expected a single response, got 2")
@@ -51,6 +63,10 @@ class CallSender:
         else:
             call.respond(message)
 
+    def release(self) -> None:
+        """Lets go of the call, which holds the request that holds this: a ring would keep tensors for long."""
+        self._call = None
+
 
 class ModelInfer:
     __slots__ = ("_server",)
@@ -60,6 +76,8 @@ class ModelInfer:
 
     def infer(self, call: UnaryCall) -> None:
         """The handler. What it raises becomes the call's status."""
+        if REQUEST_ID in call.metadata:
+            echo_request_id(call)
         message, raw = parse_request(call.message)
         version = message.model_version
         config = self._server.model(message.model_name, version).config
@@ -69,11 +87,13 @@ class ModelInfer:
         request = InferenceRequest(
             config.name, {}, sender, model_version=version, received_ns=call.exchange.received_ns
         )
+        call.exchange.state = request  # for the access log
         request.deadline_ns = call.deadline_ns
-        sender.wanted, _ = decode_infer(request, message, raw)
-        call.on_cancel = request.cancel
         try:
+            sender.wanted, _ = decode_infer(request, message, raw)
+            call.on_cancel = request.cancel
             self._server.infer(request)
         except DoorstepError:
             call.on_cancel = None
+            sender.release()
             raise

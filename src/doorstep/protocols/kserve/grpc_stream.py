@@ -23,6 +23,7 @@ from doorstep.protocols.kserve.grpc_encode import (
     final_flag,
     named,
 )
+from doorstep.protocols.kserve.grpc_infer import echo_request_id
 from doorstep.protocols.kserve.wanted import ALL_BINARY
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.wire.exchange import Buffer
@@ -194,6 +195,7 @@ def stream_handler(server: InferenceServer) -> Callable[[StreamCall], None]:
     """The handler of ModelStreamInfer."""
 
     def handler(call: StreamCall) -> None:
+        echo_request_id(call)
         InferStream(server, call)
 
     return handler

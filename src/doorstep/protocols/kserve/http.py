@@ -29,6 +29,7 @@ from doorstep.repository.base import LoadRequest
 from doorstep.wire.answers import JSON, error_body
 from doorstep.wire.compression import IDENTITY_ONLY
 from doorstep.wire.exchange import Exchange
+from doorstep.wire.request_id import with_request_id
 from doorstep.wire.router import Router
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def answering(endpoint: Callable[[Endpoints, Exchange], Any]) -> Callable[[Endpo
         except DoorstepError as error:
             respond_error(exchange, error)
         else:
-            exchange.respond(200, JSON, body)
+            exchange.respond(200, with_request_id(exchange.headers, JSON), body)
 
     return call
 
@@ -107,7 +108,8 @@ def awaiting(endpoint: Callable[[Endpoints, Exchange], Awaitable[Any]]) -> Calla
         except DoorstepError as error:
             respond_error(exchange, error)
         else:
-            exchange.respond(200, JSON, b"" if answer is None else orjson.dumps(answer))
+            body = b"" if answer is None else orjson.dumps(answer)
+            exchange.respond(200, with_request_id(exchange.headers, JSON), body)
 
     return call
 
@@ -120,10 +122,10 @@ class Endpoints:
         self._max_input_size = max_input_size
 
     def live(self, exchange: Exchange) -> None:
-        exchange.respond(200 if self._server.live else 400, ())
+        exchange.respond(200 if self._server.live else 400, with_request_id(exchange.headers, ()))
 
     def ready(self, exchange: Exchange) -> None:
-        exchange.respond(200 if self._server.ready else 400, ())
+        exchange.respond(200 if self._server.ready else 400, with_request_id(exchange.headers, ()))
 
     def model_ready(self, exchange: Exchange) -> None:
         try:
@@ -132,9 +134,9 @@ class Endpoints:
             respond_error(exchange, error)
             return
         if ready:
-            exchange.respond(200, ())
+            exchange.respond(200, with_request_id(exchange.headers, ()))
         else:
-            exchange.respond(400, JSON, error_body("Model version not ready"))
+            exchange.respond(400, with_request_id(exchange.headers, JSON), error_body("Model version not ready"))
 
     @answering
     def server_metadata(self, exchange: Exchange) -> Any:

@@ -16,6 +16,8 @@ from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.wire.answers import JSON
 from doorstep.wire.compression import choose_coding, compress
 from doorstep.wire.exchange import Buffer, Exchange, Headers
+from doorstep.wire.request_id import HEADER as REQUEST_ID
+from doorstep.wire.request_id import with_request_id
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
@@ -32,7 +34,7 @@ class HttpSender:
     __slots__ = ("_early", "_exchange", "config", "wanted")
 
     def __init__(self, exchange: Exchange, config: ModelConfig) -> None:
-        self._exchange = exchange
+        self._exchange: Exchange | None = exchange
         self._early: InferenceResponse | None = None  # a response that came before the final one
         self.config = config
         self.wanted = ALL_JSON
@@ -42,6 +44,9 @@ class HttpSender:
             self._early = response
             return
         exchange = self._exchange
+        if exchange is None:  # answered already: it gave more responses than one
+            return
+        self.release()
         exchange.on_disconnect = None
         if self._early is not None:
             response.error = response.error or Internal("expected a single response, got 2")
@@ -60,18 +65,25 @@ class HttpSender:
         headers: Headers = JSON
         if buffers:
             headers = (_BINARY_CONTENT, (b"inference-header-content-length", b"%d" % len(text)))
-        accepted = exchange.headers.get(b"accept-encoding")
+        asked = exchange.headers
+        if REQUEST_ID in asked:
+            headers = with_request_id(asked, headers)
+        accepted = asked.get(b"accept-encoding")
         if accepted is None:
             exchange.respond(200, headers, text, *buffers)
         else:
             _respond_coded(exchange, choose_coding(accepted), headers, (text, *buffers))
+
+    def release(self) -> None:
+        """Lets go of the exchange, which holds the request that holds this: a ring would keep tensors for long."""
+        self._exchange = None
 
 
 def _respond_coded(exchange: Exchange, coding: bytes, headers: Headers, body: tuple[Buffer, ...]) -> None:
     if coding == b"identity":
         exchange.respond(200, headers, *body)
         return
-    headers = (*headers, (b"content-encoding", coding))
+    headers = [*headers, (b"content-encoding", coding)]
     if sum(map(len, body)) <= COMPRESSED_ON_LOOP:
         exchange.respond(200, headers, *compress(coding, *body))
         return
@@ -100,9 +112,12 @@ class InferEndpoint:
                 size = header_length(declared, size)
             sender = HttpSender(exchange, config)
             request = InferenceRequest(config.name, {}, sender, model_version=version, received_ns=exchange.received_ns)
+            exchange.state = request  # for the access log
             sender.wanted = decode_infer(request, body, size, config, self._max_input_size)
             exchange.on_disconnect = request.cancel
             self._server.infer(request)
         except DoorstepError as error:
             exchange.on_disconnect = None
+            if exchange.state is not None:
+                exchange.state.sender.release()
             respond_error(exchange, error)
