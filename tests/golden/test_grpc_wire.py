@@ -9,11 +9,13 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import requests
+from test_tls import Authority
 
 from doorstep import proto
 from doorstep.errors import InvalidArgument, NotFound, Unavailable
@@ -27,6 +29,7 @@ from doorstep.wire.grpc_call import StreamCall, UnaryCall
 from doorstep.wire.grpc_compression import CompressionLevel
 from doorstep.wire.limits import WireLimits
 from doorstep.wire.router import Router
+from doorstep.wire.tls import TlsOptions
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 PATIENCE_S = 20.0
@@ -403,7 +406,7 @@ def test_answers_are_compressed_where_the_server_is_told_to(level: CompressionLe
 def test_unknown_encoding_is_unimplemented_and_says_what_is_accepted(server: WireServer) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    command = ["curl", "-sS", "--http2-prior-knowledge", "-D", "-", "--data-binary", "x", "-H", "te: trailers"]
+    command = ["curl", "-sS", "--http2-prior-knowledge", "-D", "-", "-X", "POST", "-H", "te: trailers"]
     command += ["-H", "content-type: application/grpc", "-H", "grpc-encoding: snappy", f"{server.url}/test.Test/Echo"]
     head = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE_S).stdout.decode()
     assert "grpc-status: 12" in head
@@ -554,6 +557,20 @@ def test_asyncio_client_gets_its_answers(server: WireServer) -> None:
             return list(await asyncio.gather(*(echo(b"%d" % i * 1000, timeout=PATIENCE_S) for i in range(50))))
 
     assert asyncio.run(call()) == [b"%d" % i * 1000 for i in range(50)]
+
+
+def test_messages_of_any_size_pass_through_tls(service: Service, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "authority")
+    certificate, key = authority.issue("server")
+    with WireServer(service.router, name="grpc", tls=TlsOptions(str(certificate), str(key))) as server:
+        credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
+        with grpc.secure_channel(f"127.0.0.1:{server.port}", credentials, options=UNLIMITED) as channel:
+            for size in (0, 100, 20_000, 602_112, 20_000_000):
+                message = os.urandom(size)
+                assert unary(channel, "Echo")(message) == message
+                assert list(stream(channel, "Stream")([message, b"x"])) == [message, b"x"]
+        server.wait_until_empty()
+        assert server.context.held_bytes == 0
 
 
 # Health and reflection

@@ -173,6 +173,11 @@ def test_curl_is_told_the_length_of_a_head_answer(server: WireServer) -> None:
     assert "content-length: 5" in head
 
 
+def test_curl_that_is_refused_while_it_sends_a_body_gets_its_answer(server: WireServer) -> None:
+    for _ in range(20):
+        assert curl("-w", "%{http_code}", "-d", "x" * 10_000, f"{server.url}/nowhere") == b'{"error":"Not Found"}404'
+
+
 def test_curl_gets_404_and_405(server: WireServer) -> None:
     assert curl("-w", "%{http_code}", f"{server.url}/nowhere") == b'{"error":"Not Found"}404'
     assert b"405" in curl("-w", "%{http_code}", "-X", "DELETE", f"{server.url}/hello")
@@ -409,13 +414,23 @@ def test_stream_reset_while_its_answer_waits_for_a_window_is_forgotten(client: H
     assert server.call(lambda: len(connection_of(server).outbox.streams)) == 0
 
 
-def test_answer_before_the_end_of_the_request_resets_what_is_left_of_it(client: Http2Client) -> None:
+def test_client_that_goes_on_sending_after_its_answer_is_reset(client: Http2Client) -> None:
     client.send(frame(HEADERS, 4, 1, block(b"POST", b"/nowhere")), frame(DATA, 0, 1, bytes(100)))
     assert client.answer(1)[0] == 404
+    client.send(*[frame(DATA, 0, 1, bytes(10_000))] * 7)
     found = client.receive_kind(RST_STREAM)
     assert (found.stream_id, found.error_code) == (1, NO_ERROR)
     client.send(frame(DATA, END_STREAM, 1, bytes(20_000)), request(3, b"/hello"))
     assert client.answer(3) == (200, b"hello")
+
+
+def test_client_that_never_ends_its_answered_request_is_reset(endpoints: Endpoints) -> None:
+    limits = WireLimits(linger_timeout_s=0.05, body_timeout_s=0.1)
+    with WireServer(endpoints.router, limits) as server, server.connect() as raw:
+        client = Http2Client(raw)
+        client.send(frame(HEADERS, 4, 1, block(b"POST", b"/nowhere")))
+        assert client.answer(1)[0] == 404
+        assert client.receive_kind(RST_STREAM).error_code == NO_ERROR
 
 
 def test_too_large_body_is_413_before_and_while_it_comes(endpoints: Endpoints) -> None:

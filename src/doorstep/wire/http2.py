@@ -28,7 +28,14 @@ from doorstep.wire.http2_watch import Watch
 log = logging.getLogger("doorstep.wire")
 
 _PUMP = 4 << 20  # bytes of large bodies handed to the transport at a time
-_PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _CANCEL, _ENHANCE_YOUR_CALM = 0x1, 0x2, 0x3, 0x8, 0xB
+_NO_ERROR, _PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _CANCEL, _ENHANCE_YOUR_CALM = (
+    0x0,
+    0x1,
+    0x2,
+    0x3,
+    0x8,
+    0xB,
+)
 _LAST_CALL: Final = b"doorstep"  # our PING between the two GOAWAYs of a graceful end
 _goaway = Struct(">BHBBLLL").pack
 
@@ -74,7 +81,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.session = _session(context)
         self._inbound = Inbound(self)
         self._thirsty: set[OutStream] = set()  # their endpoints wait for on_drain
-        self._resets: list[int] = []  # streams answered before the request was whole: reset after their answer
+        self._resets: list[int] = []  # streams answered, whose requests go on and on
         self._phase = _OPEN
         self._reading = False
         self._scheduled = False
@@ -150,7 +157,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if exchange is None:
             return
         exchange.remote_done = last
-        if exchange.ended or (size and not admits(self, exchange, size)):
+        if (size and not admits(self, exchange, size)) or exchange.ended:
             return
         try:
             exchange.feed(data, last)
@@ -234,8 +241,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                     outbox.finish(out, trailers or ())
         except ngh2.NGH2Error:  # the client has reset the stream: the library is about to say so
             return
-        if not exchange.remote_done and exchange.out is None:
-            self._resets.append(stream_id)
+        exchange.progress_ns = 0
         self.account(exchange)
         self._want_flush()
 
@@ -266,6 +272,12 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.outbox.finish(out, trailers)
         self.account(exchange)
         self._want_flush()
+
+    def reset_rest(self, exchange: Http2Exchange) -> None:
+        """The request was answered before it was whole, and the client has had time to notice."""
+        if exchange.out is None or exchange.out.closed or exchange.out.stream_id not in self.outbox.streams:
+            self._resets.append(exchange.stream_id)
+            self._want_flush()
 
     def reset_stream(self, exchange: Http2Exchange) -> None:
         self.outbox.close(exchange.stream_id)
@@ -338,14 +350,12 @@ class Http2Connection(asyncio.BufferedProtocol):
                 session.send_trailers(stream.stream_id, stream.trailers)
             else:
                 session.end_stream(stream.stream_id)
-            if not stream.owner.remote_done:
-                self._resets.append(stream.stream_id)
         if data := session.data_to_send():
             out.append(data)
         if self._resets:
             for stream_id in self._resets:
                 if stream_id in self.streams:
-                    session.reset_stream(stream_id, 0)
+                    session.reset_stream(stream_id, _NO_ERROR)
             self._resets.clear()
             if data := session.data_to_send():
                 out.append(data)

@@ -11,11 +11,13 @@ from doorstep.wire.answers import fail, refusal
 from doorstep.wire.compression import INLINE_BYTES, TooLarge, decompress
 from doorstep.wire.exchange import Buffer, Endpoint, Refusal
 from doorstep.wire.grpc_status import is_grpc, trailers_only
+from doorstep.wire.router import Match
 
 if TYPE_CHECKING:
     from doorstep.wire.http2 import Http2Connection
     from doorstep.wire.http2_exchange import Http2Exchange
 
+_UNWANTED = 65_536  # bytes a client may send after its answer before its stream is reset
 _CONTINUE = [(b":status", b"100")]
 _BUSY = refusal(503, "the server is receiving too many large requests at once; try again later", grpc_status=8)
 
@@ -35,14 +37,17 @@ def dispatch(owner: Http2Connection, exchange: Http2Exchange, whole: bool) -> No
             fail(exchange, error)
             return
         if no is not None:
-            refuse(exchange, no)
+            _instead(exchange, whole, partial(refuse, no=no))
             return
     streaming = match.streaming
     if match.codings is not None and not streaming:
         coding = headers.get(b"content-encoding")
         if coding is not None and coding not in match.codings.accepted:
-            refuse(exchange, match.codings.refusal)
+            _instead(exchange, whole, partial(refuse, no=match.codings.refusal))
             return
+    if not match.route:
+        _instead(exchange, whole, match.endpoint)
+        return
     if not whole:
         length = headers.get(b"content-length")
         if length is not None and not streaming and int(length) > context.limits.body_bytes:
@@ -53,9 +58,6 @@ def dispatch(owner: Http2Connection, exchange: Http2Exchange, whole: bool) -> No
     if streaming:
         exchange.paced = True
         call(match.endpoint, exchange)
-    elif not match.route:  # 404 and 405 need not wait for a body
-        call(match.endpoint, exchange)
-        return
     if whole:
         try:
             exchange.feed(b"", True)
@@ -63,9 +65,23 @@ def dispatch(owner: Http2Connection, exchange: Http2Exchange, whole: bool) -> No
             fail(exchange, error)
 
 
+def _instead(exchange: Http2Exchange, whole: bool, endpoint: Endpoint) -> None:
+    """An answer that needs no body. A short one is waited for all the same: some clients (curl 7) do not understand an
+    answer that comes while they are sending."""
+    headers = exchange.headers
+    if not whole and 0 < int(headers.get(b"content-length", b"0")) <= _UNWANTED and b"expect" not in headers:
+        exchange.match = Match(endpoint, exchange.params, exchange.route)
+    else:
+        call(endpoint, exchange)
+
+
 def admits(owner: Http2Connection, exchange: Http2Exchange, size: int) -> bool:
     """Whether the next bytes of a body are wanted; counts them where they have to be kept until there are more."""
     if exchange.ended:
+        exchange.unwanted += size
+        if exchange.unwanted > _UNWANTED and not exchange.disconnected and not exchange.remote_done:
+            exchange.unwanted = 0
+            owner.reset_rest(exchange)
         return False
     if exchange.paced and exchange.landing is None:
         return True

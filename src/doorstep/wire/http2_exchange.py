@@ -60,6 +60,7 @@ class Http2Exchange(Exchange):
         "remote_done",
         "stream_id",
         "touched",
+        "unwanted",
     )
 
     match: Match
@@ -95,6 +96,7 @@ class Http2Exchange(Exchange):
         self.progress_ns = 0  # when the sweep last saw it get on; 0: not looked at yet
         self.progress_mark = 0  # bytes waiting to be sent at that time
         self.touched = True
+        self.unwanted = 0  # bytes of the body that came after the answer
         self.grpc_status = None
         self._whole: memoryview | bytearray | None = None  # a buffered body that is arriving
         self._pieces = 0  # of one of unknown length

@@ -145,7 +145,11 @@ class Watch:
             elif now_ns - exchange.progress_ns > limits.write_timeout_s * _SECOND:
                 self._owner.context.counters.timeouts += 1
                 exchange.break_off()
-        elif exchange.remote_done or exchange.ended or exchange.patient:
+        elif exchange.ended and not exchange.remote_done:
+            exchange.progress_ns = exchange.progress_ns or now_ns
+            if now_ns - exchange.progress_ns > limits.linger_timeout_s * _SECOND:
+                self._owner.reset_rest(exchange)
+        elif exchange.remote_done or exchange.patient:
             exchange.progress_ns = 0
         elif exchange.touched or not exchange.progress_ns or (exchange.paced and exchange.unread):
             exchange.touched, exchange.progress_ns = False, now_ns
