@@ -13,7 +13,8 @@ import orjson
 
 from doorstep.cli.remote import add_server_options, make_client, reporting_errors
 from doorstep.cli.values import HELP, parse_inputs
-from doorstep.errors import InvalidArgument
+from doorstep.client.sync import Client
+from doorstep.errors import InvalidArgument, NotFound
 from doorstep.types import Array, datatype_of
 
 _EXAMPLES = """\
@@ -48,7 +49,7 @@ def run(argv: Sequence[str], prog: str = "doorstep infer") -> int:
 def _infer(given: argparse.Namespace) -> int:
     name, _, version = given.model.partition(":")
     with make_client(given) as client:
-        metadata = client.metadata(name, version)
+        metadata = _metadata(client, name, version)
         values = parse_inputs(given.inputs, metadata)
         began = time.perf_counter()
         outputs = client.infer_all(name, values, model_version=version, requested=given.output, request_id=given.id)
@@ -63,6 +64,14 @@ def _infer(given: argparse.Namespace) -> int:
             print(f"\n{took_ms:.1f} ms")
     sys.stdout.flush()
     return 0
+
+
+def _metadata(client: Client, name: str, version: str) -> Any:
+    try:
+        return client.metadata(name, version)
+    except NotFound as error:
+        names = sorted({entry["name"] for entry in client.models()})
+        raise NotFound(f"{error} (there are: {', '.join(names) or 'none'})") from None
 
 
 def as_json(outputs: Mapping[str, Array]) -> str:

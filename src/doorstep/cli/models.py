@@ -88,8 +88,11 @@ def show(rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("MODEL", "VERSION", "STATE", "INPUTS", "OUTPUTS"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("MODEL", overflow="fold")
+    table.add_column("VERSION", overflow="fold")
+    table.add_column("STATE", overflow="fold")
+    table.add_column("INPUTS", overflow="fold")
+    table.add_column("OUTPUTS", overflow="fold")
     table.add_column("REQUESTS", justify="right")
     table.add_column("MEAN", justify="right")
     for row in rows:
@@ -104,5 +107,6 @@ def show(rows: Sequence[Row]) -> None:
             "" if row.mean_ms is None else f"{row.mean_ms:.2f} ms",
         )
     console = Console()
-    # A pipe has no width: give it a line as long as it needs.
-    console.print(table, width=None if console.is_terminal else 200)
+    if not console.is_terminal:
+        console.width = 200  # a pipe has none of its own
+    console.print(table)

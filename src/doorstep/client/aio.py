@@ -106,12 +106,8 @@ class AsyncClient:
         return (await self._send(Call("GET", "/v2/health/live"))).status == 200
 
     async def ready(self, model: str = "", version: str = "") -> bool:
-        if not model:
-            return (await self._send(Call("GET", "/v2/health/ready"))).status == 200
-        answer = await self._send(Call("GET", f"{model_path(model, version)}/ready"))
-        if answer.status not in (200, 400):
-            read_json(answer)
-        return answer.status == 200
+        path = f"{model_path(model, version)}/ready" if model else "/v2/health/ready"
+        return (await self._send(Call("GET", path))).status == 200
 
     async def server(self) -> Any:
         return await self._json(json_call("/v2"))

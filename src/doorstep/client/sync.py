@@ -121,13 +121,9 @@ class Client:
         return self._send(Call("GET", "/v2/health/live")).status == 200
 
     def ready(self, model: str = "", version: str = "") -> bool:
-        """Whether the server, or one model of it, can be used now. Raises NotFound for a model there is none of."""
-        if not model:
-            return self._send(Call("GET", "/v2/health/ready")).status == 200
-        answer = self._send(Call("GET", f"{model_path(model, version)}/ready"))
-        if answer.status not in (200, 400):
-            read_json(answer)
-        return answer.status == 200
+        """Whether the server, or one model of it, can be used now."""
+        path = f"{model_path(model, version)}/ready" if model else "/v2/health/ready"
+        return self._send(Call("GET", path)).status == 200
 
     def server(self) -> Any:
         """Name, version and extensions of the server."""

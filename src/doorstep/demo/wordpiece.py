@@ -20,6 +20,7 @@ _IDEOGRAPH = re.compile(f"([{_IDEOGRAPHS}])")
 _ASCII_WORDS = re.compile(r"[0-9a-z]+|[!-/:-@\[-`{-~]")
 _ASCII_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WHITESPACE = frozenset("\t\n\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000") | {chr(c) for c in range(0x2000, 0x200B)}
+_SPECIAL = re.compile(r"(\[PAD\]|\[UNK\]|\[CLS\]|\[SEP\]|\[MASK\])")
 _MAX_WORD = 100  # characters; a longer word is unknown
 
 
@@ -33,6 +34,7 @@ class WordPiece:
             raise ValueError(f"not a BERT vocabulary: {', '.join(missing)} missing from its {len(self._ids)} pieces")
         self._unknown = self._ids["[UNK]"]
         self._first, self._last = self._ids["[CLS]"], self._ids["[SEP]"]
+        self._special = {piece: number for piece, number in self._ids.items() if _SPECIAL.fullmatch(piece)}
         self._max_tokens = max_tokens
         self.pieces = lru_cache(maxsize=65_536)(self._pieces)  # most words come back
 
@@ -40,11 +42,16 @@ class WordPiece:
         """Ids of `text` between [CLS] and [SEP], cut to `max_tokens`."""
         ids = [self._first]
         room = self._max_tokens - 1
-        for word in split(text):
-            ids.extend(self.pieces(word))
-            if len(ids) >= room:
-                del ids[room:]
-                break
+        # A special token that stands in the text, in capitals, means itself: so the library has it.
+        for part in _SPECIAL.split(text) if "[" in text else (text,):
+            if part in self._special:
+                ids.append(self._special[part])
+                continue
+            for word in split(part):
+                ids.extend(self.pieces(word))
+                if len(ids) >= room:
+                    break
+        del ids[room:]
         ids.append(self._last)
         return ids
 

@@ -128,9 +128,7 @@ def _problem(headers: tuple[tuple[bytes, bytes], ...], *, last: bool) -> str:
     return f"grpc-status {status.decode() or 'missing'} {text}".strip()
 
 
-def call(
-    host: str, port: int, tls: ssl.SSLContext | None, method: str, message: bytes, timeout_s: float = 10.0
-) -> bytes:
+def call(host: str, port: int, tls: ssl.SSLContext | None, method: str, message: bytes) -> bytes:
     """One blocking unary call. Raises Unavailable, with the server's text where it has one."""
     try:
         with connect(host, port, tls, _CALL_TIMEOUT_S) as sock:

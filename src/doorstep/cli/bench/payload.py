@@ -38,7 +38,7 @@ def parse_shapes(items: Sequence[str], metadata: Metadata) -> dict[str, tuple[in
 def make_tensors(
     metadata: Metadata, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], batch: int, *, batches: bool
 ) -> list[Tensor]:
-    """What `given` says; the rest made up, the same in every run. A dimension of any size is 1 unless `shapes` says more."""
+    """What `given` says; the rest made up, the same in every run. Any size is 1 unless `shapes` says another."""
     draw = np.random.default_rng(0)
     tensors = []
     for spec in metadata["inputs"]:

@@ -70,7 +70,7 @@ def show(result: Result) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     title = result.title
     console.print(f"[bold]{escape(title.model)}[/] at {escape(title.url)}: {escape(title.how)}")
     console.print(escape("; ".join(title.inputs)), style="dim")
@@ -85,7 +85,8 @@ def show(result: Result) -> None:
     for name in names:
         table.add_column(name, justify="right")
     table.add_row("ms", *(f"{result.latency_ms[name]:,.3f}" for name in names))
-    console.print(table)
+    if result.requests:
+        console.print(table)
     if result.error_count:
         console.print(f"[red]{result.error_count:,} errors[/]")
         for text, count in list(result.errors.items())[:10]:
