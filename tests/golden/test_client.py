@@ -312,7 +312,7 @@ def test_headers_go_along_and_cannot_smuggle_a_request(make: Make) -> None:
 
 def test_answers_in_json_are_read_too(make: Make) -> None:
     """A server without the binary extension answers in JSON, whatever was asked for."""
-    metadata = b'{"name":"m","versions":["1"],"platform":"x","inputs":[{"name":"x","datatype":"FP32","shape":[2]}],"outputs":[]}'
+    metadata = b'{"name":"m","inputs":[{"name":"x","datatype":"FP32","shape":[2]}],"outputs":[]}'
     answer = (
         b'{"model_name":"m","model_version":"1","outputs":['
         b'{"name":"y","datatype":"FP32","shape":[2,1],"data":[1.5,2]},'
