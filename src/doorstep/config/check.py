@@ -20,6 +20,8 @@ from doorstep.errors import Problem
 from doorstep.types import BY_CONFIG_NUMBER
 
 WARMUP_DIRECTORY = "warmup"
+MOST_INSTANCES = 1024  # of one model version; more is a slip of the pen, and each takes a thread or a process
+MOST_WARMUPS = 65_536  # runs, or requests of one run
 EXECUTIONS = ("inline", "thread", "process", "auto")  # backends.base.Execution
 
 
@@ -110,6 +112,10 @@ def _check_version_policy(proto: Any) -> Iterator[Problem]:
 def _check_instance_groups(proto: Any, gpus: Sequence[int]) -> Iterator[Problem]:
     if proto.HasField("ensemble_scheduling"):
         return
+    total = sum(max(group.count, 0) for group in proto.instance_group)
+    if total > MOST_INSTANCES:
+        what = f"model {proto.name} asks for {total} instances, more than {MOST_INSTANCES}"
+        yield Problem("instance_group", what, f"write at most {MOST_INSTANCES}")
     for i, group in enumerate(proto.instance_group):
         where = f"instance_group[{i}]"
         whose = f"instance group {group.name or i} of model {proto.name}"
@@ -179,6 +185,13 @@ def _check_warmup(proto: Any, *, partial: bool) -> Iterator[Problem]:
                 allowed = ", ".join(sorted(inputs))
                 what = f"unexpected inference input '{name}' for model '{proto.name}'"
                 yield Problem(f'{where}.inputs["{name}"]', what, f"its inputs are {allowed}")
+        most = proto.max_batch_size or MOST_WARMUPS
+        if warmup.batch_size > most and not partial:
+            what = f"warmup '{warmup.name}' of {proto.name} has batch_size {warmup.batch_size}, more than {most}"
+            yield Problem(f"{where}.batch_size", what, "write at most max_batch_size")
+        if warmup.count > MOST_WARMUPS:
+            what = f"warmup '{warmup.name}' of {proto.name} has count {warmup.count}, more than {MOST_WARMUPS}"
+            yield Problem(f"{where}.count", what, f"write at most {MOST_WARMUPS}")
         missing = sorted(n for n, io in inputs.items() if not io.optional and n not in warmup.inputs)
         if missing and not partial and warmup.batch_size:
             what = f"warmup '{warmup.name}' of {proto.name} has no data for input {', '.join(map(repr, missing))}"

@@ -61,6 +61,16 @@ def _sample(config: ModelConfig, spec: TensorSpec, rows: int, make: Make) -> Ten
     return Tensor(spec.name, spec.datatype, make(spec.datatype, shape))
 
 
+def sample_bytes(config: ModelConfig, rows: int) -> int:
+    """How large the inputs of `sample_request` are, without making them."""
+    total = 0
+    for name in config.required_inputs:
+        spec = config.inputs[name]
+        dims = math.prod(1 if d < 0 else d for d in spec.dims)
+        total += dims * max(spec.datatype.itemsize, 1) * (rows if len(spec.shape) > len(spec.dims) else 1)
+    return total
+
+
 def measure_ns(instance: ModelInstance, config: ModelConfig, runs: int = 5, enough_ns: int = 10_000_000) -> int | None:
     """The quickest of a few runs at the largest batch, the first not counted; None where zeros are no fit input.
 
@@ -93,9 +103,9 @@ def warmup_batches(config: ModelConfig, model_directory: Path) -> Iterator[tuple
         }
         size = max(sample.batch_size, 1)
         for _ in range(max(sample.count, 1)):
-            requests = [InferenceRequest(config.name, dict(inputs), NOBODY, id="warmup") for _ in range(size)]
+            requests = (InferenceRequest(config.name, dict(inputs), NOBODY, id="warmup") for _ in range(size))
             if config.max_batch_size > 0:
-                yield sample.name, Batch(requests, size)
+                yield sample.name, Batch(list(requests), size)
             else:
                 for request in requests:
                     yield sample.name, Batch([request], 1)

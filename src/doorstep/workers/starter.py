@@ -17,13 +17,14 @@ from doorstep.errors import ConfigError, Problem
 from doorstep.workers.base import Worker
 from doorstep.workers.inline import InlineWorker
 from doorstep.workers.process import start_process_worker
-from doorstep.workers.sample import measure_ns
+from doorstep.workers.sample import measure_ns, sample_bytes
 from doorstep.workers.spawn import Process
 from doorstep.workers.thread import ThreadWorker
 
 logger = logging.getLogger("doorstep.model")
 
 INLINE_NS = 200_000  # a largest batch that takes longer does not run on the event loop
+INLINE_BYTES = 8 << 20  # of a largest batch; to touch more takes longer than that
 EXECUTIONS = ("inline", "thread", "process", "auto")
 
 
@@ -105,6 +106,10 @@ class InstanceStarter:
     def _try_inline(self, context: InstanceContext) -> Worker | None:
         """An inline worker if the model is fast enough for the event loop, measured on zeros at its largest batch."""
         if not self._backend.may_run_inline(context):
+            return None
+        size = sample_bytes(context.config, max(context.config.max_batch_size, 1))
+        if size > INLINE_BYTES:
+            logger.info("%s: runs in a thread: its largest batch has %d bytes", context.instance_name, size)
             return None
         instance = self._backend.load_instance(replace(context, threads=1))
         took_ns = measure_ns(instance, context.config)
