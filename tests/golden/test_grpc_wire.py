@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from doorstep.wire.exchange import Exchange, Refusal
 from doorstep.wire.grpc import GrpcServer
 from doorstep.wire.grpc_call import StreamCall, UnaryCall
 from doorstep.wire.grpc_compression import CompressionLevel
+from doorstep.wire.http2_exchange import Http2Exchange
 from doorstep.wire.limits import WireLimits
 from doorstep.wire.router import Router
 from doorstep.wire.tls import TlsOptions
@@ -368,6 +370,22 @@ def test_stream_handler_hears_that_the_client_has_cancelled(channel: grpc.Channe
     assert service.called.wait(PATIENCE_S)
     call.cancel()
     assert service.cancelled.wait(PATIENCE_S)
+
+
+def test_calls_are_forgotten_without_the_garbage_collector(channel: grpc.Channel, server: WireServer) -> None:
+    def left() -> list[Any]:
+        return [thing for thing in gc.get_objects() if isinstance(thing, UnaryCall | StreamCall | Http2Exchange)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for size in (10, 100_000):
+            unary(channel, "Parts")(bytes(size))
+            error_of(stream(channel, "FailStream"), [b"x"])
+            list(stream(channel, "Count")([b"3"]))
+        assert server.call(left) == []
+    finally:
+        gc.enable()
 
 
 # Compression

@@ -98,6 +98,7 @@ class Call:
             exchange.end(trailers)
         else:
             exchange.answer([*self._fields(), *trailers], 0, (), None)
+        self._forget()
 
     def fail_with(self, error: BaseException) -> None:
         """Ends the call because of an exception: what it says if it is one of ours, only its kind if it is not."""
@@ -137,6 +138,11 @@ class Call:
             self.exchange.grpc_status = Status.CANCELLED
             self._settle()
             self._cancelled()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of the handler's callbacks, which hold the call."""
+        self.on_cancel = None
 
     def _cancelled(self) -> None:
         on_cancel, self.on_cancel = self.on_cancel, None
@@ -200,6 +206,7 @@ class UnaryCall(Call):
         self.finished = True
         if self._deadline_slot:
             self._settle()
+        self.on_cancel = None
         exchange = self.exchange
         exchange.grpc_status = 0
         exchange.answer(fields, size + 5, (prefix(size, compressed), *buffers), trailers)
@@ -329,6 +336,10 @@ class StreamCall(Call):
     def finish(self, status: int = Status.OK, message: str = "") -> None:
         """Ends the call, after what was sent."""
         self.fail(status, message)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._on_message = self.on_half_close = self.on_drain = None
 
     def receive(self, data: Buffer, last: bool) -> None:
         """Bytes of the body: the exchange's `on_body`."""

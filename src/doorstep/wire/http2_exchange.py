@@ -288,9 +288,11 @@ class Http2Exchange(Exchange):
         self._gone = True
         self.landing = self._whole = None
         self.out = None
+        callback = self.on_disconnect
+        # Whoever answers holds the exchange, and these hold whoever answers: bodies are not to wait for the collector.
+        self.on_disconnect = self.on_body = self.on_drain = None
         if not self.ended:
             self.ended = True
-            callback, self.on_disconnect = self.on_disconnect, None
             if callback is not None:
                 callback()
 
