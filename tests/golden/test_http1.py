@@ -128,6 +128,13 @@ def test_a_connection_serves_one_request_after_another(server: WireServer) -> No
             )
 
 
+def test_a_target_may_name_the_host_as_proxies_do(server: WireServer) -> None:
+    """RFC 9112 section 3.2.2: a server must take the absolute form."""
+    with server.connect() as client:
+        client.send(b"GET http://elsewhere:80/hello?a=b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert client.receive_all().endswith(b"\r\n\r\nhello")
+
+
 def test_a_request_may_come_in_any_pieces(server: WireServer) -> None:
     request = b"POST /echo?x=%20y HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde"
     with server.connect() as client:

@@ -7,6 +7,7 @@ there when it is whole; one for a streaming endpoint, or one that is refused, wh
 from __future__ import annotations
 
 import asyncio
+import re
 from abc import abstractmethod
 from collections import deque
 from functools import partial
@@ -177,6 +178,8 @@ class RequestReader(asyncio.Protocol):
         method = parser.get_method()
         exchange.method = method = _METHODS.get(method) or method.decode()
         url = self._url.decode("latin-1")
+        if url[:1] != "/":
+            url = _origin_form(url)
         exchange.path, exchange.query = path, _ = (url, "") if "?" not in url else tuple(url.split("?", 1))
         exchange.headers = headers
         self._receiving = exchange
@@ -427,3 +430,15 @@ def _too_large(size: int, limit: int, about: str = "") -> str:
         f"Request body size of {about}{size} bytes exceeds the maximum allowed input size of {limit} bytes. "
         "Use --http-max-input-size to increase the limit."
     )
+
+
+_ABSOLUTE = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
+
+
+def _origin_form(target: str) -> str:
+    """A target as proxies send it, `http://host/path`, without its beginning (RFC 9112 section 3.2.2)."""
+    found = _ABSOLUTE.match(target)
+    if found is None:
+        return target
+    rest = target[found.end() :]
+    return rest if rest.startswith("/") else f"/{rest}"

@@ -58,7 +58,8 @@ def find_file(proto: Any, model_directory: Path, version_directory: Path) -> Pat
         if place.is_file():
             return place.resolve()
     raise ConfigError(
-        proto.name, [Problem(str(places[0]), f"Python model file not found in '{places[0]}'", "put the model there")]
+        proto.name,
+        [Problem(shown(places[0]), f"Python model file not found in '{shown(places[0])}'", "put the model there")],
     )
 
 
@@ -73,7 +74,7 @@ def _import(model: str, path: Path, version_directory: Path) -> ModuleType:
     sys.modules[package.__name__] = package
     spec = importlib.util.spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(model, [Problem(str(path), "is no Python file", "its name must end in .py")])
+        raise ConfigError(model, [Problem(shown(path), "is no Python file", "its name must end in .py")])
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -86,7 +87,9 @@ def _import(model: str, path: Path, version_directory: Path) -> ModuleType:
 def problem_of(error: BaseException, path: Path) -> Problem:
     """What went wrong in model code: at its own last line, not where a library noticed."""
     if isinstance(error, SyntaxError) and error.filename:
-        return Problem(f"{error.filename}:{error.lineno}", f"{type(error).__name__}: {error.msg}", "correct that line")
+        return Problem(
+            f"{shown(Path(error.filename))}:{error.lineno}", f"{type(error).__name__}: {error.msg}", "correct that line"
+        )
     where = location_of(error, path)
     what = describe(error)
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -97,12 +100,17 @@ def problem_of(error: BaseException, path: Path) -> Problem:
 
 def location_of(error: BaseException, path: Path) -> str:
     """file:line of the innermost frame of the error that is in the model's folder."""
-    found = str(path)
+    found = shown(path)
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)
         if file == path or file.is_relative_to(path.parent):
-            found = f"{file}:{line}"
+            found = f"{shown(file)}:{line}"
     return found
+
+
+def shown(path: Path) -> str:
+    """`path` from the model's folder on: clients read these texts too, and the rest of it is not their business."""
+    return "/".join(path.parts[-3:] if path.parent.name.isdecimal() else path.parts[-2:])
 
 
 def describe(error: BaseException) -> str:
@@ -128,7 +136,7 @@ def _find_class(model: str, path: Path, module: ModuleType) -> type[Any]:
         names = ", ".join(sorted(value.__name__ for value in found))
         raise ConfigError(
             model,
-            [Problem(str(path), f"several classes derive from doorstep.Model: {names}", "name one of them Model")],
+            [Problem(shown(path), f"several classes derive from doorstep.Model: {names}", "name one of them Model")],
         )
     if isinstance(triton, builtins.type):
         return triton
@@ -136,7 +144,7 @@ def _find_class(model: str, path: Path, module: ModuleType) -> type[Any]:
         model,
         [
             Problem(
-                str(path),
+                shown(path),
                 "has no model class",
                 f"write `class Model(doorstep.Model)` with a `predict` method, or Triton's `class {TRITON_CLASS}`",
             )
