@@ -66,6 +66,7 @@ class TritonInstance(ModelInstance):
         self._source = source
         self._context = context
         self._name = context.instance_name
+        self._all_outputs = sorted(context.config.outputs)
         triton_compat._set_up(str(source.path.parent), context.log)
         if context.config.decoupled:
             raise BackendError(
@@ -84,7 +85,7 @@ class TritonInstance(ModelInstance):
             ) from error
 
     def execute(self, batch: Batch) -> None:
-        requests = [_triton_request(request) for request in batch.requests]
+        requests = [_triton_request(request, self._all_outputs) for request in batch.requests]
         batch.input_end_ns = time.monotonic_ns()
         try:
             responses = self._model.execute(requests)
@@ -169,7 +170,7 @@ class TritonInstance(ModelInstance):
             self._context.log("ERROR", f"model '{self._context.config.name}' raised at {where}\n{text}")
 
 
-def _triton_request(request: Request) -> InferenceRequest:
+def _triton_request(request: Request, all_outputs: list[str]) -> InferenceRequest:
     made = InferenceRequest.__new__(InferenceRequest)
     inputs = []
     for tensor in request.inputs.values():
@@ -181,7 +182,8 @@ def _triton_request(request: Request) -> InferenceRequest:
     made._inputs = inputs
     made._request_id = request.id
     made._correlation_id = request.correlation_id
-    made._requested_output_names = list(request.requested_outputs)
+    # Sorted, and all of them where the client names none, as Triton's set has them (core, infer_request.cc: Normalize).
+    made._requested_output_names = sorted(request.requested_outputs) or list(all_outputs)
     made._model_name = request.model_name
     made._model_version = int(request.model_version) if request.model_version.isdecimal() else -1
     made._flags = request.sequence_start | request.sequence_end << 1
