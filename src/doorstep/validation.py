@@ -17,6 +17,7 @@ from doorstep.request import InferenceRequest
 from doorstep.types import BYTES, DataType, Tensor
 
 INT64_MAX = 2**63 - 1
+MOST_DIMENSIONS = 64  # an array's; the product of a longer shape may have millions of digits, and is not looked at
 
 # What a request calls by a name that is no datatype; it fits no model.
 INVALID = DataType("<invalid>", "TYPE_INVALID", 0, np.dtype(np.void), 0)
@@ -231,7 +232,12 @@ class Validator:
                     f"{prefix}expected {count} string elements for inference input '{name}' for model '{model}', got 0"
                 )
         elif got != count * spec.datatype.itemsize:
-            raise InvalidArgument(
-                f"{prefix}input byte size mismatch for input '{name}' for model '{model}'. "
-                f"Expected {count * spec.datatype.itemsize}, got {got}"
-            )
+            raise _size_mismatch(prefix, name, model, count * spec.datatype.itemsize, got)
+        if isinstance(tensor, UnfitTensor):  # data beside zero rows: Triton would take them, and no array can hold them
+            raise _size_mismatch(prefix, name, model, prod(tensor.shape) * spec.datatype.itemsize, got)
+
+
+def _size_mismatch(prefix: str, name: str, model: str, expected: int, got: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"{prefix}input byte size mismatch for input '{name}' for model '{model}'. Expected {expected}, got {got}"
+    )

@@ -9,7 +9,7 @@ from struct import Struct
 import numpy as np
 
 from doorstep.types import BYTES, Array, Tensor
-from doorstep.validation import UnfitTensor
+from doorstep.validation import MOST_DIMENSIONS, UnfitTensor
 from doorstep.wire.exchange import Buffer
 
 _LENGTH = Struct("<I")
@@ -28,7 +28,7 @@ def decode_bytes(name: str, shape: Sequence[int], data: Buffer) -> Tensor:
 
     Texts: core, infer_request.cc: ValidateBytesInputs.
     """
-    wanted = prod(shape) if all(dim >= 0 for dim in shape) else -1
+    wanted = _count(shape)
     view = memoryview(data)
     size = len(view)
     elements: list[bytes] = []
@@ -62,6 +62,11 @@ def decode_bytes(name: str, shape: Sequence[int], data: Buffer) -> Tensor:
     return _tensor(name, shape, elements)
 
 
+def _count(shape: Sequence[int]) -> int:
+    """How many elements; -1 for a shape that no array can have."""
+    return prod(shape) if len(shape) <= MOST_DIMENSIONS and all(dim >= 0 for dim in shape) else -1
+
+
 def _tensor(name: str, shape: Sequence[int], elements: Sequence[bytes]) -> Tensor:
     try:
         return Tensor(name, BYTES, object_array(elements, shape))
@@ -84,7 +89,7 @@ def too_few_elements(wanted: int, got: int) -> str:
 
 def tensor_of_elements(name: str, shape: Sequence[int], elements: Sequence[bytes]) -> Tensor:
     """The tensor of elements that came one by one; an UnfitTensor where `shape` says another number of them."""
-    wanted = prod(shape) if all(dim >= 0 for dim in shape) else -1
+    wanted = _count(shape)
     if len(elements) == wanted:
         return _tensor(name, shape, elements)
     problem = too_many_elements(wanted) if len(elements) > wanted >= 0 else too_few_elements(wanted, len(elements))

@@ -12,7 +12,7 @@ import numpy as np
 from doorstep.errors import InvalidArgument
 from doorstep.types import BF16, BOOL, BYTES, FP16, Array, Tensor
 
-LARGEST = 1_000_000  # elements of one row; more cost too much to sort for one request
+LARGEST = 1_000_000  # elements of one row, and entries of all rows; more cost too much for one request
 _UNSUPPORTED = frozenset({BOOL, BYTES, FP16, BF16})
 
 
@@ -30,6 +30,8 @@ def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bo
     if elements > LARGEST:
         raise InvalidArgument("classification output tensor too large")
     kept = min(count, elements)
+    if kept * (rows or 1) > LARGEST:
+        raise InvalidArgument("classification output tensor too large")
     table = array.reshape(rows or 1, elements)
     result = np.empty((rows or 1, kept), np.object_)
     for index, row in enumerate(table):

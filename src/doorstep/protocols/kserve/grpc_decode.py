@@ -39,7 +39,7 @@ from doorstep.types import (
     DataType,
     Tensor,
 )
-from doorstep.validation import INVALID, UnfitTensor, request_prefix
+from doorstep.validation import INVALID, MOST_DIMENSIONS, UnfitTensor, request_prefix
 from doorstep.wire.exchange import Buffer
 
 SPLIT_BYTES = 32_768  # smaller messages are parsed whole: their copy costs less than looking for it
@@ -77,7 +77,8 @@ def decode_infer(request: InferenceRequest, message: Any, raw: Sequence[Buffer])
     if requested:
         names = tuple([output.name for output in requested])
         if len(set(names)) != len(names):
-            name = next(name for i, name in enumerate(names) if name in names[:i])
+            seen: set[str] = set()
+            name = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise InvalidArgument(f"{request_prefix(request_id)}output '{name}' already exists in request")
         request.requested_outputs = names
 
@@ -162,7 +163,7 @@ def _typed(name: str, datatype: DataType, shape: tuple[int, ...], contents: Any,
     if datatype is BYTES:
         return tensor_of_elements(name, shape, list(values))
     count = len(values)
-    if count != prod(shape) or datatype is INVALID or min(shape, default=0) < 0:
+    if len(shape) > MOST_DIMENSIONS or count != prod(shape) or datatype is INVALID or min(shape, default=0) < 0:
         return UnfitTensor(name, datatype, shape, count * datatype.itemsize)
     if not code:
         return binary_tensor(name, datatype, shape, b"")

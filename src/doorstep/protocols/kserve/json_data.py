@@ -7,6 +7,7 @@ is a number to it), so it is for texts that hold no such word. Errors: server, h
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from itertools import chain
 from math import prod
 from typing import Any
@@ -35,7 +36,7 @@ from doorstep.types import (
     DataType,
     Tensor,
 )
-from doorstep.validation import INT64_MAX, UnfitTensor, shape_text
+from doorstep.validation import INT64_MAX, MOST_DIMENSIONS, UnfitTensor, shape_text
 
 _TYPECODES: dict[DataType, str] = {
     FP32: "f", FP64: "d", INT8: "b", INT16: "h", INT32: "i", INT64: "q", UINT8: "B", UINT16: "H", UINT32: "I",
@@ -53,7 +54,13 @@ def quick_json_tensor(item: Any) -> Tensor | None:
         datatype = DTYPES[item["datatype"]]
         values = array(_TYPECODES[datatype], item["data"])
         shape = item["shape"]
-        if len(item) == 4 and len(values) == prod(shape) and min(shape) > 0 and type(item["name"]) is str:
+        if (
+            len(item) == 4
+            and len(shape) <= MOST_DIMENSIONS
+            and len(values) == prod(shape)
+            and min(shape) > 0
+            and type(item["name"]) is str
+        ):
             return Tensor(item["name"], datatype, _ndarray(shape, datatype.numpy, values))
     except (KeyError, TypeError, ValueError, OverflowError):  # whatever it is, the long way says it
         pass
@@ -99,14 +106,31 @@ _RIGHT_TYPES |= {BOOL: frozenset({bool}), FP32: _NUMBER, FP64: _NUMBER}
 def _flatten(data: list[Any], prefix: str) -> list[Any]:
     """The scalars of nested lists in order; levels of lists only, as real clients send them, go by in C."""
     elements = data
-    for _ in range(MAX_DEPTH - 1):  # the outermost list is a level as well
-        if list not in set(map(type, elements)):
+    for level in range(MAX_DEPTH - 1):  # the outermost list is a level as well
+        types = set(map(type, elements))
+        if list not in types:
             return elements
-        if all(type(e) is list for e in elements):
-            elements = list(chain.from_iterable(elements))
-        else:
-            elements = list(chain.from_iterable(e if type(e) is list else (e,) for e in elements))
+        if len(types) > 1:
+            return _flatten_mixed(elements, MAX_DEPTH - 2 - level, prefix)
+        elements = list(chain.from_iterable(elements))
     raise InvalidArgument(prefix + TOO_DEEP)
+
+
+def _flatten_mixed(data: list[Any], levels: int, prefix: str) -> list[Any]:
+    """The same for scalars beside lists, which nest at most `levels` deep; every element is looked at once."""
+    elements: list[Any] = []
+    open_: list[Iterator[Any]] = [iter(data)]
+    while open_:
+        for element in open_[-1]:
+            if type(element) is list:
+                if len(open_) > levels:
+                    raise InvalidArgument(prefix + TOO_DEEP)
+                open_.append(iter(element))
+                break
+            elements.append(element)
+        else:
+            open_.pop()
+    return elements
 
 
 def _what_is_wrong(datatype: DataType, count: int, elements: list[Any]) -> DoorstepError:

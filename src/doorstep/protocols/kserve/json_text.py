@@ -13,7 +13,8 @@ from doorstep.errors import Internal, InvalidArgument
 MAX_DEPTH = 100  # what Triton allows; below what the parsers bear
 TOO_DEEP = f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"
 
-_STRINGS_AND_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A string that is not closed goes on to the end, and nothing is tried twice: the time is linear for any text.
+_STRINGS_AND_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _EXPLAINED_BYTES = 65_536  # a longer text that does not parse gets a plain answer
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

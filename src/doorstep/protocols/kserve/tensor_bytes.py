@@ -11,7 +11,7 @@ import numpy as np
 from doorstep.errors import Internal
 from doorstep.protocols.kserve.bytes_tensors import decode_bytes, encode_bytes
 from doorstep.types import BYTES, DTYPES, DataType, Tensor
-from doorstep.validation import INVALID, UnfitTensor
+from doorstep.validation import INVALID, MOST_DIMENSIONS, UnfitTensor
 from doorstep.wire.exchange import Buffer
 
 _COPIED_BYTES = 16_384  # below it a copy costs less than handing on one more buffer
@@ -23,7 +23,7 @@ def binary_tensor(name: str, datatype: DataType, shape: Sequence[int], data: Buf
     if datatype is BYTES:
         return decode_bytes(name, shape, data)
     size = len(data)
-    if datatype is not INVALID and prod(shape) * datatype.itemsize == size:
+    if datatype is not INVALID and len(shape) <= MOST_DIMENSIONS and prod(shape) * datatype.itemsize == size:
         try:
             return Tensor(name, datatype, _ndarray(shape, datatype.numpy, data))
         except (ValueError, TypeError):  # a negative dimension, or more dimensions than an array can have
@@ -43,6 +43,7 @@ def quick_binary_tensor(item: Any, body: Buffer, offset: int) -> Tensor | None:
             len(item) == 4
             and len(parameters) == 1
             and type(size) is int
+            and len(shape) <= MOST_DIMENSIONS
             and size == prod(shape) * datatype.itemsize > 0
             and min(shape) > 0
             and type(item["name"]) is str
