@@ -149,7 +149,7 @@ def make_plan(given: argparse.Namespace, server: Server) -> tuple[Plan, list[Ten
         raise InvalidArgument(f"--batch {given.batch}: model '{name}' does not batch")
     tensors = make_tensors(metadata, values, shapes, given.batch, batches=batches)
     if server.protocol == "grpc":
-        from doorstep.cli.bench.grpc import framed
+        from doorstep.cli.bench.grpc_wire import framed
 
         request = framed(grpc_message(name, version, tensors))
     else:
@@ -186,7 +186,7 @@ def ask_model(server: Server, name: str, version: str) -> tuple[dict[str, Any], 
                 return cast(dict[str, Any], metadata), False
         return cast(dict[str, Any], metadata), int(config.get("max_batch_size", 0)) > 0
     from doorstep import proto
-    from doorstep.cli.bench.grpc import call
+    from doorstep.cli.bench.grpc_wire import call
 
     def ask(method: str, request: Any, answer: Any) -> Any:
         tls = server.tls.context() if server.tls else None

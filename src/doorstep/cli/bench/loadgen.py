@@ -53,10 +53,11 @@ class LoadLoop:
         sock = connect(plan.host, plan.port, self._tls, plan.timeout_s)
         made: LoadConnection
         if plan.protocol == "grpc":
-            from doorstep.cli.bench.grpc import GrpcConnection, request_fields
+            from doorstep.cli.bench.grpc import GrpcConnection
+            from doorstep.cli.bench.grpc_wire import request_fields
 
             fields = request_fields(f"{plan.host}:{plan.port}", plan.method, secure=self._tls is not None)
-            made = GrpcConnection(sock, self._poller, self._errors, fields, plan.request)
+            made = GrpcConnection(sock, self._poller, self._errors, fields=fields, message=plan.request)
         else:
             from doorstep.cli.bench.http import HttpConnection
 
