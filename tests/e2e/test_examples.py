@@ -1,0 +1,99 @@
+"""Every example, run as its README says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from doorstep.client import Client
+from doorstep.errors import InvalidArgument
+from doorstep.testing.server import ServerProcess, doorstep_command
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def onnx_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    script = EXAMPLES / "onnx" / "make_model.py"
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout == "wrote models/flowers/1/model.onnx\n"
+    return folder / "models"
+
+
+@pytest.fixture(scope="module")
+def server(onnx_models: Path) -> Iterator[ServerProcess]:
+    repositories = [EXAMPLES / "python-model/models", EXAMPLES / "triton-python-model/models", onnx_models]
+    env = {"PYTHONDONTWRITEBYTECODE": "1"}  # the examples stay as they are
+    with ServerProcess(repositories, env=env) as running:
+        yield running
+
+
+def python(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(EXAMPLES / "client" / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_client_example(server: ServerProcess) -> None:
+    shown = python("call.py", f"http://{server.http}").splitlines()
+    assert shown == [
+        "models: add_sub, flowers, shout, statistics",
+        "shout: [b'HELLO' b'WORLD']",
+        "statistics: mean 3.0, largest 6.0",
+        "error: Request for unknown model: 'nobody' is not found",
+    ]
+
+
+def test_the_asyncio_example(server: ServerProcess) -> None:
+    assert python("call_async.py", f"http://{server.http}").startswith("['CALL 0', 'CALL 1', ")
+
+
+def test_the_tritonclient_example(server: ServerProcess) -> None:
+    shown = python("call_triton.py", server.http, server.grpc).splitlines()
+    assert shown == ["tritonclient.http [b'HELLO' b'WORLD']", "tritonclient.grpc [b'HELLO' b'WORLD']"]
+
+
+def test_the_requests_example(server: ServerProcess) -> None:
+    assert python("call_requests.py", f"http://{server.http}") == "['HELLO', 'WORLD']\n"
+
+
+def test_the_triton_model_adds_and_subtracts(server: ServerProcess) -> None:
+    with Client(f"http://{server.http}") as client:
+        both = client.infer("add_sub", INPUT0=[1, 2, 3, 4], INPUT1=[4, 3, 2, 1])
+    assert both["OUTPUT0"].tolist() == [[5, 5, 5, 5]]
+    assert both["OUTPUT1"].tolist() == [[-3, -1, 1, 3]]
+
+
+def test_a_model_blames_the_client_where_it_is_to_blame(server: ServerProcess) -> None:
+    with Client(f"http://{server.http}") as client, pytest.raises(InvalidArgument, match="no values, so no mean"):
+        client.infer("statistics", values=[[]])
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "expected"),
+    [
+        (["shout", "text=hello"], "output", ["HELLO"]),
+        (["statistics", "values=[1,2,3]"], "mean", [[2.0]]),
+        (["add_sub", "INPUT0=[[1,2,3,4]]", "INPUT1=[[4,3,2,1]]"], "OUTPUT0", [[5.0, 5.0, 5.0, 5.0]]),
+        (["flowers", "features=[[5.1,3.5,1.4,0.2],[6.7,3.0,5.2,2.3]]"], "species", [[0], [2]]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_the_commands_in_the_examples_work(
+    server: ServerProcess, command: list[str], output: str, expected: list[object]
+) -> None:
+    env = {**os.environ, "DOORSTEP_URL": f"http://{server.http}"}
+    done = subprocess.run(
+        [*doorstep_command(), "infer", *command, "--json"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)[output]
+    assert got == expected
