@@ -110,7 +110,7 @@ class Model:
         worker = ThreadWorker(slow.name, slow.instance, self._loop)
         self.workers[self.workers.index(slow)] = worker
         self.scheduler.replace_worker(slow, worker)
-        self.execution = "thread"
+        self.execution = self.config.proto.parameters["execution"].string_value = "thread"
 
     def __repr__(self) -> str:
         return (

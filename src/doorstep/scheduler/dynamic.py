@@ -185,8 +185,7 @@ class DynamicBatchScheduler:
             else:
                 waits.append((end_ns - request.received_ns, start_ns - request.queued_ns))
                 response = InferenceResponse(name, version, request.id, result)
-            if in_order is None:
-                request.on_cancel = None
+            request.on_cancel = None
             responses.append((request, response))
         if waits:
             self._record(batch, waits)
@@ -223,8 +222,7 @@ class DynamicBatchScheduler:
         order = self._in_order
         while order and (order[0].response is not None or order[0].request.cancelled):
             answer = order.popleft()
-            if answer.response is not None and not answer.request.cancelled:
-                answer.request.on_cancel = None
+            if answer.response is not None:  # None: cancelled, and answered then
                 answer.request.sender.send(answer.response, True)
 
     def _cancel(self, request: InferenceRequest) -> None:
