@@ -154,7 +154,7 @@ class Loader(Generic[S]):
                     self._retire(life, STOPPED)
                 raise
             except DoorstepError as error:
-                reason = f"{_CODE_WORDS[error.code]}: {error.message}"
+                reason = f"{_CODE_WORDS[error.code]}: {_without_paths(error.message, life.spec)}"
             else:
                 return None
         return reason
@@ -250,6 +250,13 @@ def _contained(function: Callable[[], T], about: object) -> T:
     except BaseException as error:
         logger.exception("%s from %r", type(error).__name__, about)
         raise BackendError(f"unexpected {type(error).__name__}: {error}") from None
+
+
+def _without_paths(message: str, spec: VersionSpec) -> str:
+    """The text with paths that begin at the model's folder: where that is, is not a client's business."""
+    for directory in (spec.version_directory.parent, spec.model_directory):
+        message = message.replace(str(directory), spec.name)
+    return message
 
 
 async def _settled(job: Future[Any]) -> None:

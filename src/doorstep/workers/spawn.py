@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import select
 import signal
 import socket
@@ -34,6 +35,10 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "RAYON_NUM_THREADS",
 )
+
+
+_STACK = re.compile(r"\s|Traceback |Current thread |Thread 0x|Extension modules:")  # Python's, and faulthandler's
+_FRAME_OF_MODEL = re.compile(r'\s+File "[^"]*?([^/"]+/[0-9]+/[^/"]+)"(, line .*)')
 
 
 class ProcessEnded(BackendError):
@@ -167,7 +172,7 @@ class Process:
         """What it last printed to stderr, as the end of an error's text."""
         for stream in self.streams:
             stream.close()
-        lines = list(self.streams[1].last)
+        lines = [told for line in self.streams[1].last if (told := _for_clients(line))]
         return "; its last output: " + " | ".join(lines)[-2000:] if lines else ""
 
     def signal(self, number: int) -> None:
@@ -220,6 +225,15 @@ def _poll(fds: Iterable[int], seconds: float, events: int = select.POLLIN) -> se
     for fd in fds:
         poll.register(fd, events)
     return {fd for fd, _ in poll.poll(math.ceil(max(0.0, seconds) * 1000))}
+
+
+def _for_clients(line: str) -> str:
+    """A line of stderr as clients may read it: of stacks only the frames in the model's own files.
+
+    The log has all of it."""
+    if frame_ := _FRAME_OF_MODEL.fullmatch(line):
+        return frame_[1] + frame_[2]
+    return "" if _STACK.match(line) else line
 
 
 def _environment(threads: int) -> Mapping[str, str]:
