@@ -23,8 +23,17 @@ _LEVELS = {"ERROR": logging.ERROR, "WARNING": logging.WARNING, "INFO": logging.I
 
 
 def log_to_model(level: str, message: str) -> None:
-    """The default `log`: the server's own logger for what models say."""
-    logger.log(_LEVELS.get(level, logging.INFO), "%s", message)
+    """The default `log`: the server's own logger for what models say.
+
+    Lines after the first are written as a traceback's are, which is what they mostly are."""
+    number = _LEVELS.get(level, logging.INFO)
+    if logger.isEnabledFor(number):
+        first, _, rest = message.partition("\n")
+        logger.handle(
+            logger.makeRecord(
+                logger.name, number, __file__, 0, "%s", (first,), None, "log_to_model", sinfo=rest or None
+            )
+        )
 
 
 def complete_config(
