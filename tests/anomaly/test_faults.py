@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import pytest
 from harm import (
     MIB,
     Victim,
-    add_message,
     attacked,
     check_text,
     grpc_error,
@@ -457,7 +455,10 @@ def test_a_client_that_goes_while_it_reads_a_large_answer_leaves_nothing(server:
     given = {"name": "x", "shape": [1, size], "datatype": "FP32", "parameters": {"binary_data_size": 4 * size}}
     wanted = [{"name": "y", "parameters": {"binary_data": True}}]
     document = json.dumps({"inputs": [given], "outputs": wanted}).encode()
-    head = b"POST /v2/models/any/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n"
+    head = (
+        b"POST /v2/models/any/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n"
+        b"Inference-Header-Content-Length: %d\r\n\r\n"
+    )
     with attacked(server, grown=256 * MIB):
         for _ in range(4):
             client = server.raw()

@@ -1,4 +1,4 @@
-"""Requests made to harm, sent to a real server over HTTP and gRPC: each is refused in words, and nobody else is harmed."""
+"""Requests made to harm, sent to a real server over HTTP and gRPC: each is refused, and nobody else is harmed."""
 
 from __future__ import annotations
 
@@ -64,12 +64,14 @@ DOCUMENTS: dict[str, tuple[bytes, set[int]]] = {
     "arrays that nest without end": (nested(DEEP), {400}),
     "arrays that open and never close": (b'{"inputs":' + b"[" * 1_000_000, {400}),
     "objects that nest without end": (b'{"a":' * DEEP + b"1" + b"}" * DEEP, {400}),
-    "depth hidden behind brackets in strings": (b'{"a":"' + b"[" * 500 + b'","inputs":' + b"[" * 150 + b"]" * 150 + b"}", {400}),
+    "depth hidden behind brackets in strings": (
+        b'{"a":"' + b"[" * 500 + b'","inputs":' + b"[" * 150 + b"]" * 150 + b"}", {400}),
     "a number of a million digits": (b'{"inputs":[],"parameters":{"p":' + b"9" * 1_000_000 + b"}}", {400, 500}),
     "a million digits as data": (
         b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":[' + b"7" * 1_000_000 + b"]}]}", {400, 500}),
     "NaN before a million digits": (
-        b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[NaN,' + b"7" * 1_000_000 + b"]}]}", {400, 500}),
+        b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[NaN,' + b"7" * 1_000_000 + b"]}]}",
+        {400, 500}),
     "an exponent beyond every double": (
         b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":[1e400]}]}', {400, 500}),
     "an exponent of a million digits": (
@@ -430,7 +432,8 @@ def test_a_path_that_is_no_route_is_none(server: Victim, path: str) -> None:
     [
         {"default_model_filename": "../../../outside/1/model.onnx"},
         {"default_model_filename": "/etc/passwd"},
-        {"output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [1], "label_filename": "../../outside/labels.txt"}]},
+        {"output": [{
+            "name": "y", "data_type": "TYPE_FP32", "dims": [1], "label_filename": "../../outside/labels.txt"}]},
         {"output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [1], "label_filename": "/etc/passwd"}]},
         {"model_warmup": [{"name": "w", "batch_size": 1, "inputs": {"x": {
             "data_type": "TYPE_FP32", "dims": [1], "input_data_file": "../../../outside/labels.txt"}}}]},
