@@ -243,7 +243,10 @@ class Http2Connection(asyncio.BufferedProtocol):
             return
         exchange.progress_ns = 0
         self.account(exchange)
-        self._want_flush()
+        if len(self.streams) == 1 and not self._reading:
+            self._flush()  # nothing else can be waiting to share the write
+        else:
+            self._want_flush()
 
     def send_start(self, exchange: Http2Exchange, fields: FieldList) -> OutStream | None:
         session, stream_id = self.session, exchange.stream_id
@@ -328,8 +331,9 @@ class Http2Connection(asyncio.BufferedProtocol):
                     self.transport.writelines(out)
             elif data:
                 self.transport.write(data)
-            for event in session.events():
-                _HANDLERS[type(event)](self, event)
+            if data or self.outbox.streams:  # sending may have ended streams
+                for event in session.events():
+                    _HANDLERS[type(event)](self, event)
         except Exception as error:
             self._give_up(error)
             return

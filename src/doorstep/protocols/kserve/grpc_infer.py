@@ -9,8 +9,10 @@ from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
 from doorstep.protocols.kserve.grpc_encode import encode_infer
+from doorstep.protocols.kserve.grpc_templates import Template, Templates
 from doorstep.protocols.kserve.wanted import ALL_BINARY
 from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.types import Tensor
 from doorstep.wire.request_id import HEADER as REQUEST_ID
 from doorstep.wire.request_id import request_id
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from doorstep.wire.grpc_call import Call, UnaryCall
 
 logger = logging.getLogger("doorstep.kserve")
+
+DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction policy"
 
 
 def echo_request_id(call: Call) -> None:
@@ -69,20 +73,27 @@ class CallSender:
 
 
 class ModelInfer:
-    __slots__ = ("_server",)
+    __slots__ = ("_server", "_templates")
 
     def __init__(self, server: InferenceServer) -> None:
         self._server = server
+        self._templates = Templates()
 
     def infer(self, call: UnaryCall) -> None:
         """The handler. What it raises becomes the call's status."""
         if REQUEST_ID in call.metadata:
             echo_request_id(call)
-        message, raw = parse_request(call.message)
+        body = call.message
+        if isinstance(body, bytes):
+            template = self._templates.find(body)
+            if template is not None:
+                self._infer_again(call, body, template)
+                return
+        message, raw = parse_request(body)
         version = message.model_version
         config = self._server.model(message.model_name, version).config
         if config.decoupled:
-            raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
+            raise Unsupported(DECOUPLED)
         sender = CallSender(call, config)
         request = InferenceRequest(
             config.name, {}, sender, model_version=version, received_ns=call.exchange.received_ns
@@ -93,6 +104,36 @@ class ModelInfer:
             sender.wanted, _ = decode_infer(request, message, raw)
             call.on_cancel = request.cancel
             self._server.infer(request)
+        except DoorstepError:
+            call.on_cancel = None
+            sender.release()
+            raise
+        if isinstance(body, bytes):
+            self._templates.learn(body, message, request, sender.wanted)
+
+    def _infer_again(self, call: UnaryCall, body: bytes, template: Template) -> None:
+        """A message that says what an earlier one said, of other values."""
+        server = self._server
+        name, version = template.model_name, template.model_version
+        config = server.model(name, version).config
+        if config.decoupled:
+            raise Unsupported(DECOUPLED)
+        sender = CallSender(call, config)
+        sender.wanted = template.wanted
+        tensor = Tensor(template.input_name, template.datatype, template.array(body))
+        request = InferenceRequest(
+            name,
+            {template.input_name: tensor},
+            sender,
+            model_version=version,
+            requested_outputs=template.requested_outputs,
+            received_ns=call.exchange.received_ns,
+        )
+        call.exchange.state = request  # for the access log
+        request.deadline_ns = call.deadline_ns
+        call.on_cancel = request.cancel
+        try:
+            server.infer(request)
         except DoorstepError:
             call.on_cancel = None
             sender.release()
