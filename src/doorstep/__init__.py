@@ -1,7 +1,7 @@
 """Doorstep turns a folder of models into a service.
 
-`doorstep.Model` is what a Python model derives from; everything else is reached through the command line, or by name from
-the room it lives in (docs/design.md).
+`doorstep.Model` is what a Python model derives from; everything else is reached through the command line, or by name
+from the room it lives in (docs/design.md).
 """
 
 from __future__ import annotations

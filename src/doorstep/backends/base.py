@@ -56,7 +56,7 @@ class ModelInstance(ABC):
 
 
 class TensorInstance(ModelInstance):
-    """For libraries that map named arrays to named arrays: gathers a batch, calls `run` once, scatters what it returns."""
+    """For libraries that map named arrays to named arrays: gathers a batch, calls `run`, scatters what it returns."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

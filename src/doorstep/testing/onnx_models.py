@@ -14,7 +14,7 @@ _IR_VERSION = 8
 
 
 def save_model(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: Any = ()) -> Path:
-    """Writes an .onnx file; `inputs` and `outputs` are (name, TensorProto type, shape) with str or None for free sizes."""
+    """Writes an .onnx file; `inputs` and `outputs` are (name, TensorProto type, shape), str or None for free sizes."""
     graph = helper.make_graph(
         nodes,
         path.stem,
