@@ -1,7 +1,8 @@
 """The one internal representation of a request, its responses, and the batch they run in. Knows no protocol.
 
 Life of a request: a protocol decodes it, `InferenceServer.infer` validates it, a scheduler queues it, a worker runs it
-in a `Batch`, and its `ResponseSender` gets one response (or several, the last one final). Times are `time.monotonic_ns()`.
+in a `Batch`, and its `ResponseSender` gets one response (or several, the last one final). Times are
+`time.monotonic_ns()`.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ class Batch:
     """Requests that run together, and what came of each.
 
     The scheduler makes it; on the way to a worker it belongs to the worker; with `done` it comes back. `results[i]` is
-    for `requests[i]`: its outputs, its own error, or None while it has neither. An exception out of `execute` fails those
-    that have no result yet.
+    for `requests[i]`: its outputs, its own error, or None while it has neither. An exception out of `execute` fails
+    those that have no result yet.
     """
 
     __slots__ = (
