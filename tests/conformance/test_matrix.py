@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -287,6 +288,17 @@ def check(answer: Answer, expected: dict[str, Array]) -> None:
 
 def copied(inputs: dict[str, Array]) -> dict[str, Array]:
     return {f"y{name[1:]}": array for name, array in inputs.items()}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_the_matrix_is_what_it_says(server: ServerProcess, copy: str) -> None:
+    run, batching = copy.rsplit("-", 1)
+    with urllib.request.urlopen(server.url(f"/v2/models/{copy}/config"), timeout=30) as answer:
+        config = json.load(answer)
+    assert (config["backend"], config["parameters"]["execution"]["string_value"]) == RUNS[run]
+    # A doorstep.Model that has max_batch_size always batches.
+    dynamic = batching == "dynamic" or (batching, run) == ("plain", "doorstep")
+    assert (config["max_batch_size"] > 0, "dynamic_batching" in config) == (batching != "alone", dynamic)
 
 
 # Every datatype, through every transport, wherever it runs

@@ -30,6 +30,7 @@ def complete(proto: Any, header: OnnxHeader, context: CompletionContext) -> list
     ]
     if problems:
         return problems
+    written = bool(proto.input and proto.output)  # a config with both is taken as it is
     if proto.max_batch_size == 0 and not proto.input and not proto.output and _all_batch(header):
         proto.max_batch_size = context.default_max_batch_size
     batches = proto.max_batch_size > 0
@@ -39,7 +40,7 @@ def complete(proto: Any, header: OnnxHeader, context: CompletionContext) -> list
     if not proto.output:
         for value in header.outputs:
             _add(proto.output.add(), value, batches)
-    if proto.max_batch_size > 1 and proto.WhichOneof("scheduling_choice") is None:
+    if not written and proto.max_batch_size > 1 and proto.WhichOneof("scheduling_choice") is None:
         proto.dynamic_batching.SetInParent()
     return []
 
