@@ -41,9 +41,7 @@ _SECRETS = re.compile(
     r"|doorstep\.\w+\.|site-packages"
 )
 # Log lines of the server's own code breaking. (A traceback of model code is prefixed with the instance's name.)
-_BROKEN = re.compile(
-    r"^(?!.* \| ).*(Traceback|Exception in callback|Task exception was never|never retrieved)", re.M
-)
+_BROKEN = re.compile(r"^(?!.* \| ).*(Traceback|Exception in callback|Task exception was never|never retrieved)", re.M)
 
 
 def check_text(text: str | bytes, *sent: str) -> None:
@@ -153,7 +151,9 @@ class Victim(ServerProcess):
             )
         self.wait_for(lambda: self.snapshot().workers == before.workers + workers, "as many workers as before")
         # Executors start their threads, and the loop its descriptors, when first needed: a few, once.
-        self.wait_for(lambda: self.snapshot().fds <= before.fds + 6 + 8 * max(workers, 0), "as many descriptors as before")
+        self.wait_for(
+            lambda: self.snapshot().fds <= before.fds + 6 + 8 * max(workers, 0), "as many descriptors as before"
+        )
         self.wait_for(lambda: self.snapshot().threads <= before.threads + threads, "as many threads as before")
         self.wait_for(lambda: self.snapshot().rss <= before.rss + grown, "memory given back")
         self.assert_sound()

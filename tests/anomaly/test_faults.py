@@ -1,4 +1,4 @@
-"""Model code that misbehaves, processes that die, loads that fail, clients that go: whoever is concerned is told, nobody else."""
+"""Model code that misbehaves, processes that die, loads that fail, clients that go: only those concerned are told."""
 
 from __future__ import annotations
 
@@ -267,7 +267,8 @@ BAD_MODELS = {
     "no model": "x = 1\n",
     "missing import": "import nobody_has_this\n",
     "binary": "\0\1\2",
-    "hostile name": "import doorstep\nclass Model(doorstep.Model):\n    def predict(self, x: 'nobody') -> int: return x\n",
+    "hints of nothing": "import doorstep\nclass Model(doorstep.Model):\n"
+    "    def predict(self, x: 'nobody') -> int: return x\n",
     "recursion": "def f(): f()\nf()\n",
 }
 
@@ -333,7 +334,8 @@ def test_a_process_killed_while_it_loads_fails_the_load(server: Victim, models: 
 
 
 RUBBISH = {
-    "empty": b"", "zeros": bytes(10_000), "text": b"not a model" * 100, "a length that lies": b"\x08\x08\x3a\xff\xff\xff\xff\x0f",
+    "empty": b"", "zeros": bytes(10_000), "text": b"not a model" * 100,
+    "a length that lies": b"\x08\x08\x3a\xff\xff\xff\xff\x0f",
     "another format": b"\x89HDF\r\n\x1a\n" + bytes(1000),
 }  # fmt: skip
 
