@@ -72,13 +72,16 @@ class InferenceServer:
 
     # Inference
 
-    def infer(self, request: InferenceRequest) -> None:
+    def infer(self, request: InferenceRequest, model: Model | None = None) -> None:
         """Takes the request: from here on it is answered through its sender, maybe before this returns.
 
+        `model` is what `model()` gave for the request in this very turn of the loop, where the caller needed it anyway.
         Raises DoorstepError for one that is refused; it is still the caller's then."""
         if self._stopping:
             raise Unavailable(STOPPING)
-        self._find(request.model_name, request.model_version).infer(request)
+        if model is None:
+            model = self._find(request.model_name, request.model_version)
+        model.infer(request)
 
     # Models
 

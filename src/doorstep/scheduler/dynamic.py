@@ -150,8 +150,12 @@ class DynamicBatchScheduler:
             self._pumping = False
 
     def _dispatch(self, count: int) -> None:
-        take = self._queue.popleft
-        requests = [take() for _ in range(count)]
+        queue = self._queue
+        if count == len(queue):
+            requests = list(queue)
+            queue.clear()
+        else:
+            requests = [queue.popleft() for _ in range(count)]
         rows = 0
         for request in requests:
             rows += request.rows

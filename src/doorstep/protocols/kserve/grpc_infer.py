@@ -115,7 +115,8 @@ class ModelInfer:
         """A message that says what an earlier one said, of other values."""
         server = self._server
         name, version = template.model_name, template.model_version
-        config = server.model(name, version).config
+        model = server.model(name, version)
+        config = model.config
         if config.decoupled:
             raise Unsupported(DECOUPLED)
         sender = CallSender(call, config)
@@ -133,7 +134,7 @@ class ModelInfer:
         request.deadline_ns = call.deadline_ns
         call.on_cancel = request.cancel
         try:
-            server.infer(request)
+            server.infer(request, model)
         except DoorstepError:
             call.on_cancel = None
             sender.release()

@@ -102,7 +102,8 @@ class InferEndpoint:
         params = exchange.params
         try:
             version = params.get("version", "")
-            config = self._server.model(params["name"], version).config
+            model = self._server.model(params["name"], version)
+            config = model.config
             if config.decoupled:
                 raise Unsupported("HTTP end point doesn't support models with decoupled transaction policy")
             body = exchange.body
@@ -115,7 +116,7 @@ class InferEndpoint:
             exchange.state = request  # for the access log
             sender.wanted = decode_infer(request, body, size, config, self._max_input_size)
             exchange.on_disconnect = request.cancel
-            self._server.infer(request)
+            self._server.infer(request, model)
         except DoorstepError as error:
             exchange.on_disconnect = None
             if exchange.state is not None:
