@@ -135,12 +135,9 @@ def test_a_server_out_of_descriptors_serves_those_it_has_and_recovers(models: Pa
             held = [server.raw() for _ in range(80)]
             server.wait_for(lambda: psutil.Process(server.pid).num_fds() >= limit - 2, "no descriptor left")
             neighbour.assert_served()
-            cpu = psutil.Process(server.pid).cpu_times()
-            # A model whose process dies now cannot have another one; the server goes on, and so will the model.
             for client in held:
                 client.close()
             assert server.infer("add", row(1))[0] == 200
-            assert cpu.user >= 0
         server.assert_unharmed(before)
 
 
