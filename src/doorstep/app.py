@@ -21,6 +21,7 @@ from doorstep.config.load import load_config, parse_json_config
 from doorstep.config.options import ServerOptions, TlsFiles
 from doorstep.config.support import fields_without_meaning
 from doorstep.errors import DoorstepError
+from doorstep.memory import limit_arenas
 from doorstep.model import LoadOptions, Model, load_model
 from doorstep.observability.access import access_hook
 from doorstep.observability.metrics import MetricsEndpoint
@@ -227,6 +228,7 @@ def run(options: ServerOptions, on_ready: Callable[[App], None] | None = None) -
     """Serves until a signal; returns the exit code."""
     import uvloop
 
+    limit_arenas()
     # Threads of models take the GIL from the loop; short turns keep connections answered while they compute.
     sys.setswitchinterval(0.0005)
 

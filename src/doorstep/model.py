@@ -19,6 +19,7 @@ from doorstep.backends.table import backend_names, find_backend
 from doorstep.config.model import ModelConfig
 from doorstep.config.prepare import prepare_config
 from doorstep.errors import BackendError, DoorstepError, QueueRejected
+from doorstep.memory import give_back
 from doorstep.repository.base import VersionSpec
 from doorstep.request import Batch, InferenceRequest
 from doorstep.scheduler.build import build_scheduler
@@ -103,6 +104,8 @@ class Model:
         self._loop.call_soon_threadsafe(self.scheduler.close)
         for worker in self.workers:
             worker.close()
+        if self.execution != "process":
+            give_back()
 
     def move_off_the_loop(self, slow: InlineWorker) -> None:
         """An inline instance takes too long: from now on it runs in a thread."""

@@ -18,7 +18,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 
-from doorstep.testing.onnx_models import save_adder, save_identity
+from doorstep.testing.onnx_models import save_adder, save_identity, save_model
 from doorstep.testing.server import ServerFailed, ServerProcess, doorstep_command
 
 SLOW_MODEL = """
@@ -257,6 +257,39 @@ def test_an_unloaded_process_model_gives_its_memory_back(models: Path) -> None:
         gone, alive = psutil.wait_procs(process.children(recursive=True), timeout=20)
         assert not alive
         assert resident() < 200_000_000
+
+
+def test_an_unloaded_onnx_model_gives_its_memory_back(models: Path) -> None:
+    """A model in the server's own process: what it held must leave the resident size, not only the allocator's books."""
+    import psutil
+    from onnx import TensorProto, helper, numpy_helper
+
+    size = 4096  # 64 MB of weights
+    save_model(
+        models / "fat" / "1" / "model.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [("x", TensorProto.FLOAT, ["N", size])],
+        [("y", TensorProto.FLOAT, ["N", size])],
+        [numpy_helper.from_array(np.ones((size, size), np.float32), "w")],
+    )
+    with ServerProcess(models, "--model-control-mode=explicit", "--load-model=add") as server:
+        process = psutil.Process(server.pid)
+        x = httpclient.InferInput("x", [4, size], "FP32").set_data_from_numpy(np.ones((4, size), np.float32))
+        with httpclient.InferenceServerClient(server.http) as client:
+            resident = []
+            for _ in range(3):
+                client.load_model("fat")
+                client.infer("fat", [x])
+                loaded = process.memory_info().rss
+                client.unload_model("fat")
+                while any(
+                    row["name"] == "fat" and row["state"] != "UNAVAILABLE"
+                    for row in client.get_model_repository_index()
+                ):
+                    threading.Event().wait(0.01)
+                resident.append(process.memory_info().rss)
+        assert loaded - resident[-1] > 50_000_000, (loaded, resident)
+        assert resident[-1] - resident[0] < 20_000_000, resident
 
 
 def test_warmup_runs_before_the_model_is_ready_and_a_failing_sample_fails_the_load(tmp_path: Path) -> None:
