@@ -293,11 +293,20 @@ def test_a_field_that_asks_for_nothing_is_neither_refused_nor_noted(text: str) -
     assert fields_without_meaning(message) == []
 
 
+def test_a_model_that_wants_an_environment_of_its_own_is_refused() -> None:
+    message = parse_text_config(
+        'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "env.tar.gz" } }', name="m"
+    )
+    [problem] = unsupported(message)
+    assert problem.where == 'parameters["EXECUTION_ENV_PATH"]'
+    assert "a Python environment of the model's own is not supported yet" in problem.what
+
+
 def test_fields_without_effect_are_said_once_each() -> None:
     message = parse_text_config(
         "optimization { cuda { graphs: true } priority: PRIORITY_MAX }"
         " instance_group [ { }, { rate_limiter { priority: 1 } passive: true } ]"
-        " response_cache { enable: true } metric_tags { key: 'a' value: 'b' } input { format: FORMAT_NHWC }"
+        " response_cache { enable: true } input { format: FORMAT_NHWC }"
         " dynamic_batching { }",
         name="m",
     )
@@ -309,7 +318,6 @@ def test_fields_without_effect_are_said_once_each() -> None:
         "instance_group[1].passive",
         "input[0].format",
         "response_cache",
-        "metric_tags",
         "dynamic_batching",
     ]
 

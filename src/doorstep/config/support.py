@@ -40,6 +40,11 @@ REFUSED = (
     Missing("runtime", "a runtime of the model's own is not supported yet"),
 )
 
+# Parameters of Triton's backends that a model cannot do without.
+REFUSED_PARAMETERS = {
+    "EXECUTION_ENV_PATH": "a Python environment of the model's own is not supported yet; it would run in the server's",
+}
+
 # These change how fast a model answers, or on what, never what it answers.
 WITHOUT_EFFECT = (
     Missing("optimization.priority", "instances have no priorities"),
@@ -55,17 +60,17 @@ WITHOUT_EFFECT = (
     Missing("input.format", "the layout is the client's and the model's business; nothing is transposed"),
     Missing("response_cache", "there is no response cache"),
     Missing("model_metrics", "histograms have fixed buckets"),
-    Missing("metric_tags", "metrics have no labels of the model's own"),
 )
 
 
 def unsupported(proto: Any) -> list[Problem]:
     """Why a model with this config cannot be served by this version; empty if it can."""
     name = proto.name
+    problems = [(path, missing.why) for missing in REFUSED for path in _set_paths(proto, missing)]
+    problems += [(f'parameters["{key}"]', why) for key, why in REFUSED_PARAMETERS.items() if key in proto.parameters]
     return [
-        Problem(path, f"model '{name}' cannot be loaded: {missing.why}", "take it out, or serve this model elsewhere")
-        for missing in REFUSED
-        for path in _set_paths(proto, missing)
+        Problem(path, f"model '{name}' cannot be loaded: {why}", "take it out, or serve this model elsewhere")
+        for path, why in problems
     ]
 
 
