@@ -115,6 +115,10 @@ def test_the_exit_timeout_cuts_off_what_does_not_end(models: Path) -> None:
         assert server.wait(25) == 3
 
 
+def states(client: httpclient.InferenceServerClient) -> set[tuple[str, str]]:
+    return {(row["name"], row.get("state", "")) for row in client.get_model_repository_index()}
+
+
 def _ignore(function: Any, *arguments: Any) -> None:
     try:
         function(*arguments)
@@ -146,8 +150,11 @@ def test_a_taken_port_is_named_with_its_option(models: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = subprocess.run(
-            [*doorstep_command(), "serve", str(models), f"--http-port={port}"], capture_output=True, text=True, check=False
-        )  # fmt: skip
+            [*doorstep_command(), "serve", str(models), f"--http-port={port}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 1
     assert f"port {port}" in done.stderr
     assert "--http-port" in done.stderr
@@ -254,13 +261,13 @@ def test_an_unloaded_process_model_gives_its_memory_back(models: Path) -> None:
 
         assert resident() > 200_000_000
         assert post(server.url("/v2/repository/models/fat/unload"))[0] == 200
-        gone, alive = psutil.wait_procs(process.children(recursive=True), timeout=20)
+        _, alive = psutil.wait_procs(process.children(recursive=True), timeout=20)
         assert not alive
         assert resident() < 200_000_000
 
 
 def test_an_unloaded_onnx_model_gives_its_memory_back(models: Path) -> None:
-    """A model in the server's own process: what it held must leave the resident size, not only the allocator's books."""
+    """A model in the server's own process: what it held must leave the resident size, not only malloc's books."""
     import psutil
     from onnx import TensorProto, helper, numpy_helper
 
@@ -296,7 +303,10 @@ def test_warmup_runs_before_the_model_is_ready_and_a_failing_sample_fails_the_lo
     models = tmp_path / "models"
     save_identity(models / "warm" / "1" / "model.onnx")
     config = models / "warm" / "config.pbtxt"
-    sample = 'model_warmup {{ name: "s" batch_size: 2 count: 3 inputs {{ key: "x" value {{ data_type: TYPE_FP32 dims: {dims} {data} }} }} }}'
+    sample = (
+        'model_warmup {{ name: "s" batch_size: 2 count: 3 '
+        'inputs {{ key: "x" value {{ data_type: TYPE_FP32 dims: {dims} {data} }} }} }}'
+    )
     config.write_text(sample.format(dims=4, data="random_data: true"))
     with ServerProcess(models) as server:
         assert server.stop() == 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from doorstep.types import BY_CONFIG_NUMBER, DataType
+from doorstep.types import BY_CONFIG_NUMBER, BYTES, DataType
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class ModelConfig:
     required_inputs: frozenset[str]
     output_names: tuple[str, ...] = ()
     has_reshape: bool = False  # some input wants another shape than the wire's
+    takes_bytes: bool = False  # some input is BYTES, whose elements are looked at one by one
     decoupled: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
 
@@ -74,6 +75,7 @@ class ModelConfig:
             output_names=tuple(outputs),
             has_reshape=any(s.reshape is not None for s in inputs.values()),
             required_inputs=frozenset(n for n, s in inputs.items() if not s.optional),
+            takes_bytes=any(s.datatype is BYTES for s in inputs.values()),
             decoupled=proto.model_transaction_policy.decoupled,
             parameters={k: v.string_value for k, v in proto.parameters.items()},
         )

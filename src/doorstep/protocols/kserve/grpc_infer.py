@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
+from doorstep.protocols.kserve.aside import aside, is_long_request, is_long_response
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
-from doorstep.protocols.kserve.grpc_encode import encode_infer
+from doorstep.protocols.kserve.grpc_encode import Buffers, encode_infer
 from doorstep.protocols.kserve.grpc_templates import Template, Templates
-from doorstep.protocols.kserve.wanted import ALL_BINARY
+from doorstep.protocols.kserve.wanted import ALL_BINARY, Wanted
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.types import Tensor
 from doorstep.wire.request_id import HEADER as REQUEST_ID
@@ -57,19 +60,36 @@ class CallSender:
         if response.error is not None:
             call.fail_with(response.error)
             return
+        if is_long_response(response.outputs, binary=True):
+            aside(partial(_encoded, call, response), encode_infer, response, self.wanted, self.config)
+            return
         try:
             message = encode_infer(response, self.wanted, self.config)
-        except DoorstepError as error:
-            call.fail_with(error)
         except Exception as error:
-            logger.exception("%r cannot be encoded", response)
-            call.fail_with(Internal(f"the response cannot be encoded: {error}"))
-        else:
-            call.respond(message)
+            _cannot_encode(call, response, error)
+            return
+        call.respond(message)
 
     def release(self) -> None:
         """Lets go of the call, which holds the request that holds this: a ring would keep tensors for long."""
         self._call = None
+
+
+def _encoded(call: UnaryCall, response: InferenceResponse, done: asyncio.Future[Buffers]) -> None:
+    """A long response has been written in a thread."""
+    try:
+        message = done.result()
+    except Exception as error:
+        _cannot_encode(call, response, error)
+    else:
+        call.respond(message)
+
+
+def _cannot_encode(call: UnaryCall, response: InferenceResponse, error: Exception) -> None:
+    if not isinstance(error, DoorstepError):
+        logger.error("%r cannot be encoded", response, exc_info=error)
+        error = Internal(f"the response cannot be encoded: {error}")
+    call.fail_with(error)
 
 
 class ModelInfer:
@@ -100,9 +120,12 @@ class ModelInfer:
         )
         call.exchange.state = request  # for the access log
         request.deadline_ns = call.deadline_ns
+        call.on_cancel = request.cancel
+        if is_long_request(0, len(body), config):
+            aside(partial(self._decoded, call, request, sender), decode_infer, request, message, raw)
+            return
         try:
             sender.wanted, _ = decode_infer(request, message, raw)
-            call.on_cancel = request.cancel
             self._server.infer(request)
         except DoorstepError:
             call.on_cancel = None
@@ -110,6 +133,19 @@ class ModelInfer:
             raise
         if isinstance(body, bytes):
             self._templates.learn(body, message, request, sender.wanted)
+
+    def _decoded(
+        self, call: UnaryCall, request: InferenceRequest, sender: CallSender, done: asyncio.Future[tuple[Wanted, bool]]
+    ) -> None:
+        """A long message has been read in a thread."""
+        try:
+            sender.wanted, _ = done.result()
+            if not request.cancelled:
+                self._server.infer(request)
+        except Exception as error:
+            call.on_cancel = None
+            sender.release()
+            call.fail_with(error)
 
     def _infer_again(self, call: UnaryCall, body: bytes, template: Template) -> None:
         """A message that says what an earlier one said, of other values."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
+from doorstep.protocols.kserve.aside import aside, is_long_request, is_long_response
 from doorstep.protocols.kserve.errors import respond_error
 from doorstep.protocols.kserve.http_decode import decode_infer, header_length
 from doorstep.protocols.kserve.http_encode import encode_infer
-from doorstep.protocols.kserve.wanted import ALL_JSON
+from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON, Wanted
 from doorstep.request import InferenceRequest, InferenceResponse
-from doorstep.wire.answers import JSON
+from doorstep.wire.answers import JSON, fail
 from doorstep.wire.compression import choose_coding, compress
 from doorstep.wire.exchange import Buffer, Exchange, Headers
 from doorstep.wire.request_id import HEADER as REQUEST_ID
@@ -53,30 +55,50 @@ class HttpSender:
         if response.error is not None:
             respond_error(exchange, response.error)
             return
+        if is_long_response(response.outputs, binary=self.wanted is ALL_BINARY):
+            aside(partial(_encoded, exchange, response), encode_infer, response, self.wanted, self.config)
+            return
         try:
             text, buffers = encode_infer(response, self.wanted, self.config)
-        except DoorstepError as error:
-            respond_error(exchange, error)
-            return
         except Exception as error:
-            logger.exception("%r cannot be encoded", response)
-            respond_error(exchange, Internal(f"the response cannot be encoded: {error}"))
+            _cannot_encode(exchange, response, error)
             return
-        headers: Headers = JSON
-        if buffers:
-            headers = (_BINARY_CONTENT, (b"inference-header-content-length", b"%d" % len(text)))
-        asked = exchange.headers
-        if REQUEST_ID in asked:
-            headers = with_request_id(asked, headers)
-        accepted = asked.get(b"accept-encoding")
-        if accepted is None:
-            exchange.respond(200, headers, text, *buffers)
-        else:
-            _respond_coded(exchange, choose_coding(accepted), headers, (text, *buffers))
+        _respond(exchange, text, buffers)
 
     def release(self) -> None:
         """Lets go of the exchange, which holds the request that holds this: a ring would keep tensors for long."""
         self._exchange = None
+
+
+def _encoded(exchange: Exchange, response: InferenceResponse, done: asyncio.Future[Any]) -> None:
+    """A long response has been written in a thread."""
+    try:
+        text, buffers = done.result()
+    except Exception as error:
+        _cannot_encode(exchange, response, error)
+    else:
+        _respond(exchange, text, buffers)
+
+
+def _cannot_encode(exchange: Exchange, response: InferenceResponse, error: Exception) -> None:
+    if not isinstance(error, DoorstepError):
+        logger.error("%r cannot be encoded", response, exc_info=error)
+        error = Internal(f"the response cannot be encoded: {error}")
+    respond_error(exchange, error)
+
+
+def _respond(exchange: Exchange, text: bytes, buffers: tuple[Buffer, ...]) -> None:
+    headers: Headers = JSON
+    if buffers:
+        headers = (_BINARY_CONTENT, (b"inference-header-content-length", b"%d" % len(text)))
+    asked = exchange.headers
+    if REQUEST_ID in asked:
+        headers = with_request_id(asked, headers)
+    accepted = asked.get(b"accept-encoding")
+    if accepted is None:
+        exchange.respond(200, headers, text, *buffers)
+    else:
+        _respond_coded(exchange, choose_coding(accepted), headers, (text, *buffers))
 
 
 def _respond_coded(exchange: Exchange, coding: bytes, headers: Headers, body: tuple[Buffer, ...]) -> None:
@@ -114,11 +136,32 @@ class InferEndpoint:
             sender = HttpSender(exchange, config)
             request = InferenceRequest(config.name, {}, sender, model_version=version, received_ns=exchange.received_ns)
             exchange.state = request  # for the access log
-            sender.wanted = decode_infer(request, body, size, config, self._max_input_size)
             exchange.on_disconnect = request.cancel
+            if is_long_request(size, len(body), config):
+                decode = partial(decode_infer, request, body, size, config, self._max_input_size)
+                aside(partial(self._decoded, exchange, request, sender), decode)
+                return
+            sender.wanted = decode_infer(request, body, size, config, self._max_input_size)
             self._server.infer(request, model)
         except DoorstepError as error:
-            exchange.on_disconnect = None
-            if exchange.state is not None:
-                exchange.state.sender.release()
-            respond_error(exchange, error)
+            _refuse(exchange, error)
+
+    def _decoded(
+        self, exchange: Exchange, request: InferenceRequest, sender: HttpSender, done: asyncio.Future[Wanted]
+    ) -> None:
+        """A long request has been read in a thread."""
+        try:
+            sender.wanted = done.result()
+            if not request.cancelled:
+                self._server.infer(request)
+        except DoorstepError as error:
+            _refuse(exchange, error)
+        except Exception as error:
+            fail(exchange, error)
+
+
+def _refuse(exchange: Exchange, error: DoorstepError) -> None:
+    exchange.on_disconnect = None
+    if exchange.state is not None:
+        exchange.state.sender.release()
+    respond_error(exchange, error)
