@@ -338,7 +338,7 @@ class Model(doorstep.Model):
     [
         ("raise ValueError('no such word')", "ValueError: no such word"),
         ("raise KeyError", "KeyError"),
-        ("return None", "output 'output': expected list[int], got None"),
+        ("return None", "output 'output': expected list[int], got None (does predict `return` it?)"),
         ("return 'abc'", "output 'output': expected list[int], got a str"),
         ("return [1, 'a']", "output 'output': expected list[int], got one with a str in it"),
         ("return [1.5]", "output 'output': expected list[int], got one with a float in it"),
@@ -396,7 +396,7 @@ class Model(doorstep.Model):
         ("list[list[int]]", "[[1], [2, 3]]",
          "output 'output': expected list[list[int]], got lists of different lengths (1, 2)"),
         ("list[list[int]]", "[1]",
-         "output 'output': expected list[list[int]], got one with a int where a list belongs"),
+         "output 'output': expected list[list[int]], got one with an int where a list belongs"),
         ("str", "b'a'", "output 'output': expected str, got a bytes"),
         ("int", "True", "output 'output': expected int, got a bool"),
     ],

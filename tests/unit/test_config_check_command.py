@@ -113,7 +113,7 @@ def test_a_model_in_two_folders_is_told_of(tmp_path: Path, capsys: pytest.Captur
     ("path", "words"),
     [
         ("models/resnet", ["is a model, not a folder of models", "fix: name"]),
-        ("nowhere", ["nowhere", "fix: name a folder of models"]),
+        ("nowhere", ["nowhere", "there is no such folder", "fix: name a folder of models"]),
         ("models/empty", ["there is no model here"]),
     ],
 )

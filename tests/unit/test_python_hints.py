@@ -129,7 +129,7 @@ def test_values_become_the_outputs_array(hint, datatype, value, expected):
     ("hint", "datatype", "value", "message"),
     [
         (list[int], INT8, [300], "output 'y' cannot be INT8: "),
-        (list[str], BYTES, [1], "output 'y': expected list[str], got one with a int in it"),
+        (list[str], BYTES, [1], "output 'y': expected list[str], got one with an int in it"),
         (list[str], BYTES, "abc", "output 'y': expected list[str], got a str"),
         (list[bytes], BYTES, ["a"], "output 'y': expected list[bytes], got one with a str in it"),
         (float, FP32, [1.0], "output 'y': expected float, got a list"),

@@ -21,6 +21,7 @@ from doorstep.config.prepare import check_written
 from doorstep.config.support import fields_without_meaning
 from doorstep.errors import ConfigError, DoorstepError, Problem
 from doorstep.repository.base import VersionSpec
+from doorstep.repository.layout import mistaken, without_models, without_versions
 from doorstep.repository.source import FoundModel, Source
 from doorstep.repository.version_policy import choose, policy_of
 
@@ -64,16 +65,14 @@ def check_repositories(
     repositories: Sequence[Path], *, config_name: str = "", complete: bool = True
 ) -> tuple[list[Problem], list[Report]]:
     """(what is wrong with the folders themselves, a report per model)."""
+    problems = [problem for path in repositories if (problem := mistaken(path)) is not None]
+    if problems:
+        return problems, []
     listing = Source(repositories).scan()
     problems = [Problem(str(path), why, "name a folder of models") for path, why in listing.unlisted.items()]
     problems += [Problem(name, error.message) for name, error in listing.problems.items()]
-    for path in repositories:
-        if (path / "config.pbtxt").is_file() or (path / "1").is_dir():
-            problems.append(Problem(str(path), "is a model, not a folder of models", f"name {path.absolute().parent}"))
-            return problems, []
-    if not listing.names and not problems:
-        where = ", ".join(map(str, repositories))
-        problems.append(Problem(where, "there is no model here", "a model is a folder such as resnet/1/model.onnx"))
+    if not problems:
+        problems = [problem for path in repositories if (problem := without_models(path)) is not None]
     names = backend_names()
     return problems, [
         check_model(m, names, config_name=config_name, complete=complete) for m in listing.models.values()
@@ -95,7 +94,7 @@ def check_model(model: FoundModel, backends: Sequence[str], *, config_name: str 
         what = f"version {version} is specified for model '{model.name}', but the version directory is not present"
         _add(found, Problem("version_policy", what, f"make {model.name}/{version}/, or take it out of the policy"))
     if not model.versions and written.platform != ENSEMBLE and not written.HasField("ensemble_scheduling"):
-        fix = f"put the model's file in {model.name}/1/"
+        fix = without_versions(model.directory)
         _add(found, Problem(f"{model.name}/", f"failed to load '{model.name}', no version is available", fix))
     for version in report.versions or (1,):
         spec = VersionSpec(model.name, str(version), model.directory, model.directory / str(version), written)

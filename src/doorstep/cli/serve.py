@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from doorstep.config.options import EXIT_BAD_OPTIONS, parse_serve_args
+from doorstep.config.options import EXIT_BAD_OPTIONS, ServerOptions, parse_serve_args
 from doorstep.errors import InvalidArgument
+from doorstep.repository.layout import mistaken, without_models
+
+logger = logging.getLogger("doorstep")
+EXIT_FAILED = 1
 
 
 def run(argv: Sequence[str], prog: str = "doorstep serve") -> int:
@@ -18,9 +24,25 @@ def run(argv: Sequence[str], prog: str = "doorstep serve") -> int:
     except InvalidArgument as error:
         print(f"{prog}: {error.message}", file=sys.stderr)
         return EXIT_BAD_OPTIONS
+    for note in options.notes:
+        logger.warning("%s", note)
+    if not _are_repositories(options):
+        return EXIT_FAILED
     from doorstep import app
 
     return app.run(options, _say_ready)
+
+
+def _are_repositories(options: ServerOptions) -> bool:
+    """False where a path is none, which is an error; a repository without models may get them later."""
+    paths = [Path(path) for path in options.model_repositories]
+    errors = [what for path in paths if (what := mistaken(path)) is not None]
+    for what in errors:
+        logger.error("%s", what)
+    if not errors and options.model_control_mode == "none":
+        for what in filter(None, map(without_models, paths)):
+            logger.warning("%s", what)
+    return not errors
 
 
 def _say_ready(app: object) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from doorstep.errors import DoorstepError, Internal, InvalidArgument, NotFound, Unavailable
 from doorstep.repository.base import IndexEntry, LoadRequest, ModelState, Servable, VersionSpec
+from doorstep.repository.layout import without_versions
 from doorstep.repository.lifecycle import Listener, ModelLifecycle
 from doorstep.repository.loader import Loader
 from doorstep.repository.overrides import OverrideDirectory
@@ -341,7 +342,8 @@ class ModelRepository(Generic[S]):
         try:
             if not plan.specs:
                 what = f"at least one version must be available under the version policy of model '{name}'"
-                logger.error("failed to load model '%s': %s", name, what, extra={"model": name})
+                fix = "" if found.versions else f" ({await _off_loop(without_versions, found.directory)})"
+                logger.error("failed to load model '%s': %s%s", name, what, fix, extra={"model": name})
                 raise InvalidArgument(f"load failed for model '{name}': {what}\n")
             await self._loader.bring_up(name, plan.specs, plan.stamps, files)
         except InvalidArgument as error:

@@ -207,15 +207,15 @@ def to_array(hint: Hint, name: str, datatype: DataType, value: Any) -> Array:
         value = value.tolist() if value.dtype.kind != "S" else value.astype(np.object_).tolist()
     elif hint.form == "scalar":
         if isinstance(value, list | tuple):
-            raise _wrong(name, hint, f"a {type(value).__name__}")
+            raise _wrong(name, hint, _one(type(value)))
     elif not isinstance(value, list | tuple):
-        raise _wrong(name, hint, _kind_of(value))
+        raise _wrong(name, hint, _returned(type(value)))
     assert hint.element is not None
     flat, shape = _flatten(name, hint, value)
     allowed = _ALLOWED[hint.element]
     for kind in set(map(type, flat)):
         if not issubclass(kind, allowed) or (kind is bool and hint.element is not bool):
-            raise _wrong(name, hint, f"one with a {_type_name(kind)} in it" if shape else f"a {_type_name(kind)}")
+            raise _wrong(name, hint, f"one with {_one(kind)} in it" if shape else _returned(kind))
     if datatype is BYTES:
         array = np.empty(len(flat), np.object_)
         array[:] = [item.encode() if isinstance(item, str) else bytes(item) for item in flat]
@@ -229,7 +229,7 @@ def to_array(hint: Hint, name: str, datatype: DataType, value: Any) -> Array:
 def _from_array(hint: Hint, name: str, datatype: DataType, value: Any) -> Array:
     if not isinstance(value, np.ndarray):
         if not isinstance(value, list | tuple | np.generic):
-            raise _wrong(name, hint, _kind_of(value))
+            raise _wrong(name, hint, _returned(type(value)))
         try:
             value = np.asarray(value, None if datatype is BYTES else datatype.numpy)
         except (OverflowError, ValueError, TypeError) as error:
@@ -240,7 +240,7 @@ def _from_array(hint: Hint, name: str, datatype: DataType, value: Any) -> Array:
         flat = value.ravel().tolist()
         for kind in set(map(type, flat)):
             if not issubclass(kind, str | bytes):
-                raise _wrong(name, hint, f"an array with a {_type_name(kind)} in it", "strings or bytes")
+                raise _wrong(name, hint, f"an array with {_one(kind)} in it", "strings or bytes")
         array = np.empty(len(flat), np.object_)
         array[:] = [item.encode() if isinstance(item, str) else item for item in flat]
         return array.reshape(value.shape)
@@ -260,7 +260,7 @@ def _flatten(name: str, hint: Hint, value: Any) -> tuple[list[Any], tuple[int, .
     for _ in range(hint.rank or 0):
         if not all(isinstance(item, list | tuple) for item in level):
             wrong = next(item for item in level if not isinstance(item, list | tuple))
-            raise _wrong(name, hint, f"one with {_kind_of(wrong)} where a list belongs")
+            raise _wrong(name, hint, f"one with {_one(type(wrong))} where a list belongs")
         sizes = {len(item) for item in level}
         if len(sizes) > 1:
             raise _wrong(name, hint, f"lists of different lengths ({', '.join(map(str, sorted(sizes)))})")
@@ -273,12 +273,14 @@ def _wrong(name: str, hint: Hint, got: str, expected: str = "") -> BackendError:
     return BackendError(f"output '{name}': expected {expected or hint.text}, got {got}")
 
 
-def _kind_of(value: Any) -> str:
-    return "None" if value is None else f"a {_type_name(type(value))}"
+def _returned(kind: type) -> str:
+    return _one(kind) + (" (does predict `return` it?)" if kind is type(None) else "")
 
 
-def _type_name(kind: type) -> str:
-    return kind.__name__ if kind is not type(None) else "None"
+def _one(kind: type) -> str:
+    if kind is type(None):
+        return "None"
+    return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
 
 
 def resolve(function: Any, module: Any) -> dict[str, Any]:

@@ -38,7 +38,11 @@ def read_signature(model: type[Any], module: ModuleType) -> tuple[Signature, lis
         annotations = {}
     inputs: dict[str, Hint | None] = {}
     optional = set()
-    for argument in list(inspect.signature(predict).parameters.values())[1:]:
+    arguments = list(inspect.signature(predict).parameters.values())
+    static = isinstance(inspect.getattr_static(model, "predict"), staticmethod)
+    if not arguments or (arguments[0].name != "self" and (static or arguments[0].name in annotations)):
+        problems.append("predict lacks `self`; write `def predict(self, …)`")
+    for argument in arguments[1:]:
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD, argument.POSITIONAL_ONLY):
             problems.append(f"argument '{argument}' of predict cannot be an input; give every input a name of its own")
             continue

@@ -95,6 +95,8 @@ def problem_of(error: BaseException, path: Path) -> Problem:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = _PACKAGES.get(error.name, error.name.partition(".")[0])
         return Problem(where, what, f"pip install {package}, in the environment that doorstep runs in")
+    if isinstance(error, FileNotFoundError) and error.filename and not Path(str(error.filename)).is_absolute():
+        return Problem(where, what, "a file beside model.py is Path(__file__).parent / its name")
     return Problem(where, what)
 
 
