@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import orjson
+
 from doorstep.backends.base import CompletionContext, InstanceContext
 from doorstep.backends.table import backend_names, find_backend
 from doorstep.config.model import ModelConfig
 from doorstep.config.prepare import prepare_config
+from doorstep.config.render import config_json
 from doorstep.errors import BackendError, DoorstepError, QueueRejected
 from doorstep.memory import give_back
 from doorstep.repository.base import VersionSpec
@@ -152,6 +155,9 @@ def load_model(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEv
             worker.close()
         raise
     stats.load_seconds = time.monotonic() - start
+    if logger.isEnabledFor(logging.DEBUG):
+        text = orjson.dumps(config_json(config.proto)).decode()
+        logger.debug("%s:%s serves with this config: %s", config.name, spec.version, text, extra={"model": config.name})
     made.append(Model(config, spec.version, stats, workers, loop, execution=execution))
     return made[0]
 

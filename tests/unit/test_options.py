@@ -10,6 +10,7 @@ import pytest
 from doorstep.config.option_table import BY_NAME, OPTIONS, Status
 from doorstep.config.options import OptionError, ServerOptions, TlsFiles, parse_options, parse_serve_args
 from doorstep.config.usage import usage
+from doorstep.model import LoadOptions
 from doorstep.wire.http2_settings import Http2Settings
 from doorstep.wire.limits import WireLimits
 
@@ -246,9 +247,10 @@ def test_certificates_that_nothing_uses_are_said_in_the_log() -> None:
 
 
 def test_a_backends_own_settings_win_over_those_for_all() -> None:
-    options = parse("--backend-config=a=1", "--backend-config=x=1", "--backend-config=python,a=2")
-    assert options.backend_settings("python") == {"a": "2", "x": "1"}
-    assert options.backend_settings("onnxruntime") == {"a": "1", "x": "1"}
+    given = parse("--backend-config=a=1", "--backend-config=x=1", "--backend-config=python,a=2").backend_config
+    options = LoadOptions(given)
+    assert options.settings_of("python") == {"a": "2", "x": "1"}
+    assert options.settings_of("onnxruntime") == {"a": "1", "x": "1"}
 
 
 def test_no_models_is_an_error() -> None:

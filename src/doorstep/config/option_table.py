@@ -132,7 +132,6 @@ OPTIONS: tuple[Option, ...] = (
     _option("max-header-count", "Limits", "Headers of one request.", INT, 256, field="limits.header_count", least=1),
     _option("max-chunk-count", "Limits", "Non-empty chunks of a chunked body.", INT, 65_536, field="limits.chunk_count", least=1),
     _option("max-arriving-bytes", "Limits", "Bodies still arriving, all connections of a listener together.", INT, 2 * 1024 * MIB, field="limits.arriving_bytes", least=1),
-    _option("max-json-depth", "Limits", "Nesting of JSON.", INT, 100, field="limits.json_depth", least=1, most=1000),
     _option("header-timeout-secs", "Limits", "Seconds from a request's first byte to the end of its headers.", NUM, 30.0, field="limits.header_timeout_s", least=0.01),
     _option("body-timeout-secs", "Limits", "Longest wait for the next byte of a body.", NUM, 60.0, field="limits.body_timeout_s", least=0.01),
     _option("min-body-rate", "Limits", "Bytes per second that a body must average after that.", INT, 1024, field="limits.body_rate"),

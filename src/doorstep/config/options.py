@@ -83,10 +83,6 @@ class ServerOptions:
     access_log: bool = False
     notes: tuple[str, ...] = ()  # for the log: options without effect, deprecated ones
 
-    def backend_settings(self, backend: str) -> dict[str, str]:
-        """What --backend-config says for one backend; its own settings win over those for all."""
-        return {**self.backend_config.get("", {}), **self.backend_config.get(backend, {})}
-
 
 def parse_serve_args(argv: Sequence[str], prog: str = "doorstep serve") -> ServerOptions:
     """For the command line: prints help and exits 0, or says what is wrong and exits 2."""

@@ -90,6 +90,7 @@ class Call:
             return
         self._settle()
         exchange = self.exchange
+        log.debug("%s fails with status %d: %s", exchange.path, status, message)
         exchange.grpc_status = status
         trailers = status_fields(status, message)
         if self.trailing_metadata:

@@ -13,7 +13,6 @@ class WireLimits:
     arriving_bytes: int = 2 * 1024**3  # of large and chunked bodies not yet complete, all connections of a listener
     grpc_message_bytes: int = 2**31 - 1  # Triton's: INT32_MAX both ways
     chunk_count: int = 65_536  # non-empty chunks of one chunked body
-    json_depth: int = 100
     header_timeout_s: float = 30.0  # from the first byte of a request to the end of its head
     body_timeout_s: float = 60.0  # longest wait for the next byte of a body
     body_rate: int = 1024  # bytes/s a body must average once body_timeout_s has passed

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from doorstep.errors import DoorstepError, ErrorCode, InvalidArgument
 from doorstep.wire.answers import JSON, error_body
 from doorstep.wire.exchange import Exchange
 from doorstep.wire.request_id import with_request_id
+
+logger = logging.getLogger("doorstep.kserve")
 
 HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.UNKNOWN: 400,
@@ -23,8 +27,10 @@ HTTP_STATUS: dict[ErrorCode, int] = {
 
 
 def respond_error(exchange: Exchange, error: DoorstepError) -> None:
+    status = HTTP_STATUS[error.code]
+    logger.debug("%s %s fails with status %d: %s", exchange.method, exchange.path, status, error.message)
     headers = with_request_id(exchange.headers, JSON)
-    exchange.respond(HTTP_STATUS[error.code], headers, error_body(error.message))
+    exchange.respond(status, headers, error_body(error.message))
 
 
 def checked_version(text: str) -> str:
