@@ -120,7 +120,18 @@ class App:
                 )
             )
         if o.allow_metrics:
-            wanted.append(Address("metrics", o.metrics_address, o.metrics_port, tls=http_tls, option="--metrics-port"))
+            # There is no --reuse-metrics-port: on another's port, that port's option counts.
+            reuse = any(a.reuse_port for a in wanted if (a.host, a.port) == (o.metrics_address, o.metrics_port))
+            wanted.append(
+                Address(
+                    "metrics",
+                    o.metrics_address,
+                    o.metrics_port,
+                    tls=http_tls,
+                    reuse_port=reuse,
+                    option="--metrics-port",
+                )
+            )
         return wanted
 
     def _build_listeners(self) -> None:
