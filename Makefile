@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine with Python 3.11: `make serve` and `make test`.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo-models
@@ -39,8 +39,13 @@ proto: $(VENV)/.dev
 	$(BIN)/python -m doorstep.proto.compile
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Doorstep needs Python 3.11 or newer, and '$(PYTHON)' is none. Install it (apt install python3.11 python3.11-venv,"; \
+	  echo "brew install python@3.11, uv python install 3.11, pyenv install 3.11 ...), or name another: make PYTHON=python3.12"; \
+	  exit 1; }
 	@echo "making $(VENV) with $(PYTHON)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3.11-venv"; exit 1; }
 
 $(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
 	@echo "installing Doorstep (a minute, once)"

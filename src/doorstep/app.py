@@ -183,13 +183,13 @@ class App:
             logger.error("%s", error.message)
             await self._end()
             return Exit.FAILED
-        for name, why in report.failures.items():
-            logger.error("failed to load '%s': %s", name, why)
-        if report.failures and self.options.exit_on_error:
-            logger.error("not starting, because %d models failed to load (--exit-on-error=false serves the others)",
-                         len(report.failures))  # fmt: skip
-            await self._end()
-            return Exit.FAILED
+        if report.failures:  # why was logged when it happened
+            names = ", ".join(f"'{name}'" for name in report.failures)
+            if self.options.exit_on_error:
+                logger.error("not starting, because of %s (see above; --exit-on-error=false serves the others)", names)
+                await self._end()
+                return Exit.FAILED
+            logger.warning("serving without %s (see above)", names)
         # What was made to start up lives as long as the server: the garbage collector need not look at it again.
         gc.collect()
         gc.freeze()

@@ -128,9 +128,13 @@ def shell(command: str, folder: Path) -> str:
 
 
 def test_the_curl_line_for_a_sentence_gives_its_embedding(curls: list[str], tmp_path: Path, models: Path) -> None:
-    (output,) = json.loads(shell(curls[0], tmp_path))["outputs"]
+    whole = curls[0].removesuffix(" | cut -c -200")
+    (output,) = json.loads(shell(whole, tmp_path))["outputs"]
     assert output["shape"] == [1, 384]
     assert np.array(output["data"]) @ reference_embedding(models, "A cat sat on the mat.") > 0.999
+    shown = shell(curls[0], tmp_path)
+    assert shown.startswith('{"model_name":"minilm"')
+    assert len(shown) == 201  # a line or two of a terminal, not 384 numbers
 
 
 @pytest.mark.parametrize("name", ["picture.png", "paper.pdf", "count.py", "README.md"])

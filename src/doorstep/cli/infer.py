@@ -70,7 +70,14 @@ def _metadata(client: Client, name: str, version: str) -> Any:
     try:
         return client.metadata(name, version)
     except NotFound as error:
-        names = sorted({entry["name"] for entry in client.models()})
+        entries = client.models()
+        for entry in entries:
+            if entry["name"] == name and entry.get("reason") and version in ("", entry.get("version")):
+                raise NotFound(f"model '{name}' is not served: {entry['reason']}") from None
+        versions = [entry["version"] for entry in entries if entry["name"] == name and entry.get("state") == "READY"]
+        if versions:
+            raise NotFound(f"{error} (there are versions {', '.join(versions)})") from None
+        names = sorted({entry["name"] for entry in entries})
         raise NotFound(f"{error} (there are: {', '.join(names) or 'none'})") from None
 
 

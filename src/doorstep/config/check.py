@@ -81,10 +81,23 @@ def _check_identity(proto: Any, directory_name: str, backends: Collection[str] |
             f"unable to find backend library for backend '{proto.backend}', "
             "try specifying runtime on the model configuration."
         )
-        fix = suggest(proto.backend, sorted(backends)) or f"there are: {', '.join(sorted(backends))}"
+        there_are = f"there are: {', '.join(sorted(backends))}"
+        fix = INSTEAD.get(proto.backend) or suggest(proto.backend, sorted(backends)) or there_are
         yield Problem("backend", what, fix)
 
 
+_EXPORT = "export it to ONNX as model.onnx, or load it in a model.py of yours"
+# Backends of Triton that a repository may well name, and what to do without them.
+INSTEAD = {
+    "pytorch": f"PyTorch files are not served as they are: {_EXPORT}",
+    "tensorflow": f"TensorFlow models are not served as they are: {_EXPORT}",
+    "tensorrt": f"TensorRT plans are not served: {_EXPORT}",
+    "openvino": f"OpenVINO models are not served: {_EXPORT}",
+    "fil": f"forests are not served as they are: {_EXPORT}",
+    "dali": "DALI pipelines are not served: run the pipeline in a model.py of yours",
+    "vllm": "language models are not served yet",
+    "tensorrtllm": "language models are not served yet",
+}
 _PAIRED = frozenset(PLATFORMS.values())  # backends that Triton wants with their platform; completion sets it
 
 

@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -54,9 +55,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--protocol", choices=("http", "grpc"), help="default: what --url says, else http")
     add("--format", choices=("json", "binary"), default="json", help="of HTTP requests (default: json)")
-    add("--connections", type=_positive, default=32, metavar="N", help="default: 32")
+    add("--connections", type=_positive, default=32, metavar="N", help="open to the server (default: 32)")
     add("--streams", type=_positive, default=1, metavar="N", help="requests in flight per gRPC connection (default: 1)")
-    add("--rate", type=float, default=0.0, metavar="R", help="requests per second, over all connections")
+    add(
+        "--rate",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="requests per second, over all connections (default: as fast as answers come)",
+    )
     add("--arrivals", choices=("poisson", "constant"), default="poisson", help="with --rate (default: poisson)")
     add("--duration", type=float, default=10.0, metavar="SECONDS", help="of measuring (default: 10)")
     add("--warmup", type=float, default=1.0, metavar="SECONDS", help="before measuring (default: 1)")
@@ -113,6 +120,9 @@ def _bench(given: argparse.Namespace) -> int:
         from doorstep.cli.bench.plot import require_matplotlib
 
         require_matplotlib()  # before the work, not after it
+    for option, path in (("--plot", given.plot), ("--json", given.json)):
+        if path and path != "-" and not Path(path).absolute().parent.is_dir():
+            raise InvalidArgument(f"{option} {path}: there is no folder {Path(path).parent}")
     if given.rate < 0 or given.duration <= 0 or given.warmup < 0:
         raise InvalidArgument("--rate and --warmup are 0 or more, --duration is more than 0")
     server = find_server(given)
