@@ -166,8 +166,8 @@ class ModelRepository(Generic[S]):
         listing = await _off_loop(self._source.scan)
         self._names = listing.names
         failures = {str(path): f"failed to poll model repository: {why}" for path, why in listing.unlisted.items()}
-        for repository, failure in failures.items():
-            logger.error("%s: %s", repository, failure)
+        for line in map(": ".join, failures.items()):
+            logger.error("%s", line)
         if everything:
             loads = {name: self._operation(self._follow(name, found)) for name, found in listing.models.items()}
             for name, error in listing.problems.items():

@@ -62,7 +62,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="R",
-        help="requests per second, over all connections (default: as fast as answers come)",
+        help="requests per second, of all connections (default: no limit)",
     )
     add("--arrivals", choices=("poisson", "constant"), default="poisson", help="with --rate (default: poisson)")
     add("--duration", type=float, default=10.0, metavar="SECONDS", help="of measuring (default: 10)")
