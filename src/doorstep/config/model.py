@@ -19,7 +19,6 @@ class TensorSpec:
     shape: tuple[int, ...]  # what the wire carries: dims with -1 in front where the model batches
     reshape: tuple[int, ...] | None = None  # the shape the backend wants instead of dims; () makes scalars
     optional: bool = False
-    ragged: bool = False
     labels: tuple[str, ...] = ()  # outputs only: the lines of label_filename
 
 
@@ -59,7 +58,6 @@ class ModelConfig:
                 shape=(-1, *dims) if batches and not tensor.is_shape_tensor else dims,
                 reshape=tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None,
                 optional=is_input and tensor.optional,
-                ragged=is_input and tensor.allow_ragged_batch,
                 labels=() if is_input else (labels or {}).get(tensor.name, ()),
             )
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from doorstep.observability.machine_metrics import CpuAndMemory, LoopLag, build_family, process_families
-from doorstep.observability.model_metrics import ModelReading, model_families, state_family
+from doorstep.observability.model_metrics import MeasuredModel, ModelReading, model_families, state_family
 from doorstep.repository.base import IndexEntry
 from doorstep.wire.compression import choose_coding, compress
 from doorstep.wire.context import ListenerContext
@@ -43,13 +42,13 @@ class MetricsEndpoint:
 
     def __init__(
         self,
-        models: Callable[[], Sequence[Any]],
+        models: Callable[[], Sequence[MeasuredModel]],
         contexts: Sequence[ListenerContext],
         index: Callable[[], Iterable[IndexEntry]],
         *,
         cpu: bool = True,
     ) -> None:
-        """`models()`: every loaded Model; `contexts`: the listeners', a list that may still grow; `cpu`: `nv_cpu_*`."""
+        """`models()`: the loaded ones; `contexts`: the listeners', a list that may still grow; `cpu`: `nv_cpu_*`."""
         self._models = models
         self._contexts = contexts
         self._index = index

@@ -22,7 +22,8 @@ class MeasuredModel(Protocol):
 
     name: str
     version: str
-    config: Any
+    config: Any  # .proto.metric_tags
+    scheduler: Any  # .queued_count
     stats: ModelStatistics
 
     @property
@@ -37,7 +38,7 @@ class ModelReading:
 
     __slots__ = ("inflight", "labels", "queued", "saturation", "stats")
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: MeasuredModel) -> None:
         self.labels = {"model": model.name, "version": model.version}
         for key, value in sorted(model.config.proto.metric_tags.items()):
             self.labels[f"_{_NOT_IN_A_LABEL.sub('_', key)}"] = value  # as Triton does

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -44,10 +44,6 @@ class Servable(Protocol):
 
     def close(self) -> None:
         """Gives everything back. In the loader pool; may block."""
-
-
-LoadModel = Callable[[VersionSpec], Servable]
-"""Loads one version. Runs in the loader pool; raises DoorstepError with a text fit for the index."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from doorstep.request import InferenceRequest
+from doorstep.workers.base import Worker
 
 
 class Scheduler(Protocol):
@@ -18,12 +19,26 @@ class Scheduler(Protocol):
     def queued_count(self) -> int:
         """Requests taken and not yet started."""
 
+    @property
+    def busy_workers(self) -> int:
+        """Workers that run a batch now."""
+
+    @property
+    def queue_limit(self) -> int:
+        """How many requests may be queued; 0: any number."""
+
     def enqueue(self, request: InferenceRequest) -> None:
         """Takes the request. On return it belongs to the scheduler, which answers it through its sender; if this
         raises (QueueRejected), it is still yours."""
 
     def stop(self) -> None:
         """Refuses new requests; those taken are still answered."""
+
+    async def drained(self) -> None:
+        """Returns when every request taken has been answered."""
+
+    def replace_worker(self, old: Worker, new: Worker) -> None:
+        """Puts `new` where `old` was. Only while `old` is idle."""
 
     def close(self) -> None:
         """Lets go of timers. On the loop, after the last answer."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from doorstep.config.model import ModelConfig
 from doorstep.request import InferenceRequest
+from doorstep.scheduler.base import Scheduler
 from doorstep.scheduler.default import ALONE, DefaultScheduler
 from doorstep.scheduler.dynamic import DynamicBatchScheduler, QueuePolicy
 from doorstep.scheduler.plan import BatchPolicy
@@ -20,7 +21,7 @@ def build_scheduler(
     workers: list[Worker],
     stats: ModelStatistics,
     loop: asyncio.AbstractEventLoop,
-) -> DynamicBatchScheduler:
+) -> Scheduler:
     if config.proto.WhichOneof("scheduling_choice") != "dynamic_batching" or config.max_batch_size < 1:
         return DefaultScheduler(config.name, version, workers, stats, ALONE, loop=loop)
     batching = config.proto.dynamic_batching

@@ -6,21 +6,12 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from struct import Struct
 
-import numpy as np
-
-from doorstep.types import BYTES, Array, Tensor
+from doorstep.types import BYTES, Array, Tensor, object_array
 from doorstep.validation import MOST_DIMENSIONS, UnfitTensor
 from doorstep.wire.exchange import Buffer
 
 _LENGTH = Struct("<I")
 _pack, _unpack_from = _LENGTH.pack, _LENGTH.unpack_from
-
-
-def object_array(elements: Sequence[bytes], shape: Sequence[int]) -> Array:
-    """An array of `shape` that holds `elements`, whose number must be right."""
-    array = np.empty(len(elements), np.object_)
-    array[:] = elements
-    return array.reshape(shape)
 
 
 def decode_bytes(name: str, shape: Sequence[int], data: Buffer) -> Tensor:

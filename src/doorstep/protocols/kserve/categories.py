@@ -6,18 +6,6 @@ that an API closed on one is not open on the other by oversight.
 
 from __future__ import annotations
 
-CATEGORIES = (
-    "health",
-    "metadata",
-    "inference",
-    "shared-memory",
-    "model-config",
-    "model-repository",
-    "statistics",
-    "trace",
-    "logging",
-)
-
 _MODEL = "/v2/models/{name}"
 _VERSION = "/v2/models/{name}/versions/{version}"
 _RPC = "/inference.GRPCInferenceService/"

@@ -12,14 +12,13 @@ from typing import Any
 
 from doorstep.config.model import ModelConfig
 from doorstep.errors import Internal, InvalidArgument, NotFound
-from doorstep.protocols.kserve.bytes_tensors import object_array
 from doorstep.protocols.kserve.json_data import empty_or_refused, json_tensor, quick_json_tensor
 from doorstep.protocols.kserve.json_parameters import apply_parameters, as_bool, as_string, as_unsigned
 from doorstep.protocols.kserve.json_text import loads
 from doorstep.protocols.kserve.tensor_bytes import binary_tensor, quick_binary_tensor
 from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON, AS_BINARY, AS_JSON, OutputForm, Wanted
 from doorstep.request import InferenceRequest
-from doorstep.types import BYTES, DTYPES, DataType, Tensor
+from doorstep.types import BYTES, DTYPES, DataType, Tensor, object_array
 from doorstep.validation import INT64_MAX, INVALID, UnfitTensor, request_prefix
 from doorstep.wire.exchange import Buffer
 
