@@ -19,10 +19,12 @@ def curl_lines(base_url: str, repository: str | Path) -> list[str]:
     if not is_demo(repository):
         return []
     base = base_url.rstrip("/")
+    # Where the server runs in a checkout, its README; elsewhere a file that every demo has.
+    file = next(filter(Path.is_file, (Path("README.md"), Path(repository) / "magika/1/model.py")), "README.md")
     sentence = '{"inputs":[{"name":"text","shape":[1,1],"datatype":"BYTES","data":["A cat sat on the mat."]}]}'
     return [
         f"curl -s {base}/v2/models/minilm/infer -d '{sentence}' | cut -c -200",  # of 384 numbers
         # The header says that the whole body is the one input, as it is; the answer is binary too, hence tr.
-        f"curl -s {base}/v2/models/magika/infer -H 'Inference-Header-Content-Length: 0' --data-binary @README.md"
+        f"curl -s {base}/v2/models/magika/infer -H 'Inference-Header-Content-Length: 0' --data-binary @{file}"
         " | tr -c '[:print:]' ' '; echo",
     ]

@@ -73,7 +73,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--shape", action="append", default=[], metavar="NAME=1,16", help="of an input that is made up; repeatable")
     add("--timeout", type=float, default=30.0, metavar="SECONDS", help="for answers still due at the end (default: 30)")
     add("--json", metavar="FILE", help="write the result there as JSON; - for standard output")
-    add("--plot", metavar="FILE.png", help="draw the latencies (needs doorstep[plot])")
+    add("--plot", metavar="FILE.png", help="draw the latencies (needs matplotlib)")
     add("--quiet", action="store_true", help="no progress line")
     add("--tls-ca", default="", metavar="FILE", help="certificates to trust (default: the system's)")
     add("--insecure", action="store_true", help="trust any certificate")

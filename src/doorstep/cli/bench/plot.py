@@ -18,7 +18,7 @@ _INK, _SOFT, _BLUE, _ORANGE = "#1f2933", "#9aa5b1", "#2563eb", "#ea580c"
 
 def require_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        raise InvalidArgument("--plot needs matplotlib: pip install 'doorstep[plot]'")
+        raise InvalidArgument("--plot needs matplotlib: pip install matplotlib")
 
 
 def draw(result: Result, outcome: Outcome, path: str) -> None:
