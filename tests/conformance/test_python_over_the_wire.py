@@ -333,7 +333,7 @@ def test_errors_of_a_model_have_their_status_and_leave_it_serving(server: Server
     assert "Traceback" not in answer["error"]
     assert greet(server, "bad") == (400, {"error": "a bad name"})
     assert greet(server, "gone") == (404, {"error": "nobody of that name"})
-    assert greet(server, "wrong") == (500, {"error": "output 'output': expected str, got a int"})
+    assert greet(server, "wrong") == (500, {"error": "output 'output': expected str, got an int"})
     assert greet(server, "Bob")[1]["outputs"][0]["data"] == ["Hello Bob"]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from doorstep.config.option_table import OPTIONS, Kind, Option, Status
 
+_EXIT_CODES = "Exit codes: 0 stopped as asked, 1 could not start, 2 bad options, 3 stopped in haste."
+
 
 def usage(prog: str = "doorstep serve", width: int = 0) -> str:
     """The help text, grouped; what has no effect or is not supported only by name."""
@@ -30,7 +32,7 @@ def usage(prog: str = "doorstep serve", width: int = 0) -> str:
         names = ", ".join(f"--{o.name}" for o in OPTIONS if o.status is status)
         wrapped = textwrap.wrap(names, width - 4, break_on_hyphens=False, break_long_words=False)
         lines += ["", heading, *(f"  {line}" for line in wrapped)]
-    return "\n".join([*lines, "", "Exit codes: 0 stopped as asked, 1 could not start or failed, 2 bad options."])
+    return "\n".join([*lines, "", _EXIT_CODES])
 
 
 def _help_lines(option: Option, width: int) -> list[str]:
