@@ -39,6 +39,7 @@ from harm import (
 
 import doorstep
 from doorstep import proto
+from doorstep.testing.certificates import Authority
 from doorstep.testing.onnx_models import save_adder, save_identity
 
 ECHO = "import doorstep\nclass Model(doorstep.Model):\n    def predict(self, x: int) -> int:\n        return x\n"
@@ -283,39 +284,25 @@ def test_no_alias_of_a_restricted_route_gets_round_its_key(models: Path, which_p
             assert infer_stub(channel)(add_message(1), metadata=key).model_name == "add"
 
 
-def certificates(folder: Path) -> dict[str, Path]:
-    """An authority, a server's and a client's certificate, by openssl."""
-    run = lambda *a: subprocess.run(["openssl", *a], cwd=folder, check=True, capture_output=True)  # noqa: E731
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    run("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=authority")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-    for who in ("server", "client"):
-        run("req", *key, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
-        run(
-            "x509", "-req", "-in", f"{who}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-            "-out", f"{who}.pem", "-extfile", "names",
-        )  # fmt: skip
-    return {name: folder / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")}
-
-
 def test_mutual_tls_on_grpc_serves_tritonclient_with_a_certificate_and_nobody_else(
     models: Path, tmp_path: Path
 ) -> None:
-    files = certificates(tmp_path)
+    authority = Authority(tmp_path, "authority")
+    (cert, key), (client_cert, client_key) = authority.issue("server"), authority.issue("client")
     options = [
-        "--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true", f"--grpc-server-cert={files['server.pem']}",
-        f"--grpc-server-key={files['server.key']}", f"--grpc-root-cert={files['ca.pem']}",
+        "--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true", f"--grpc-server-cert={cert}",
+        f"--grpc-server-key={key}", f"--grpc-root-cert={authority.file}",
     ]  # fmt: skip
     with Victim(models, "--model-control-mode=explicit", "--load-model=add", *options) as server:
         before = server.snapshot()
         x = grpcclient.InferInput("x", [1, 1], "FP32").set_data_from_numpy(np.ones((1, 1), np.float32))
         trusted = {
-            "ssl": True, "root_certificates": str(files["ca.pem"]), "private_key": str(files["client.key"]),
-            "certificate_chain": str(files["client.pem"]),
+            "ssl": True, "root_certificates": str(authority.file), "private_key": str(client_key),
+            "certificate_chain": str(client_cert),
         }  # fmt: skip
         with grpcclient.InferenceServerClient(server.grpc, **trusted) as client:
             assert client.infer("add", [x]).as_numpy("y").tolist() == [[2.0]]
-        for bad in ({}, {"ssl": True, "root_certificates": str(files["ca.pem"])}, {"ssl": True}):
+        for bad in ({}, {"ssl": True, "root_certificates": str(authority.file)}, {"ssl": True}):
             with (
                 grpcclient.InferenceServerClient(server.grpc, **bad) as client,
                 pytest.raises(Exception, match="UNAVAILABLE"),
