@@ -89,8 +89,8 @@ def measure_ns(instance: ModelInstance, config: ModelConfig, runs: int = 5, enou
             return None
         if run and (best is None or took < best):
             best = took
-        if took > enough_ns:
-            return took
+        if run and took > enough_ns:
+            return best
     return best
 
 
