@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -268,3 +269,30 @@ def test_a_client_without_patience_for_others_is_timed_out(models: Path) -> None
             assert (answer.startswith(b"HTTP/1.1 408 ")) == (sent != b""), sent
             connection.close()
         assert add(server.url("")) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "frame"),
+    [
+        (("--grpc-max-connection-age=100", "--grpc-max-connection-age-grace=100"), "GOAWAY"),
+        (
+            (
+                "--grpc-keepalive-time=100",
+                "--grpc-keepalive-timeout=100",
+                "--grpc-keepalive-permit-without-calls=true",
+            ),
+            "PING",
+        ),
+    ],
+)
+def test_old_and_silent_connections_are_ended(models: Path, options: tuple[str, ...], frame: str) -> None:
+    """A client that sends its preface, and then nothing: it is told, and closed."""
+    with ServerProcess(models, *options) as server:
+        with socket.create_connection(("127.0.0.1", server.grpc_port), timeout=SECONDS) as client:
+            client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")  # and empty SETTINGS
+            received = b"".join(iter(lambda: client.recv(4096), b""))
+        kinds = []
+        while received:  # RFC 9113, 4.1: three bytes of length, one of type, one of flags, four of stream
+            kinds.append({6: "PING", 7: "GOAWAY"}.get(received[3]))
+            received = received[9 + int.from_bytes(received[:3]) :]
+        assert frame in kinds
