@@ -32,6 +32,9 @@ class QueuePolicy:
     allow_override: bool = False  # a request's own `timeout`, if shorter, counts
 
 
+NO_LIMITS = QueuePolicy()
+
+
 class DynamicBatchScheduler:
     """See the module. `key_of` tells which requests can be stacked; None where all of a model's can."""
 
@@ -44,7 +47,7 @@ class DynamicBatchScheduler:
         policy: BatchPolicy,
         *,
         loop: asyncio.AbstractEventLoop,
-        queue_policy: QueuePolicy = QueuePolicy(),
+        queue_policy: QueuePolicy = NO_LIMITS,
         preserve_ordering: bool = False,
         key_of: Callable[[InferenceRequest], object] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,

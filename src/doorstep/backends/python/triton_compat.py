@@ -210,7 +210,7 @@ class InferenceRequest:
         "_trace",
     )
 
-    def __init__(  # noqa: PLR0917 (Triton's order)
+    def __init__(
         self,
         request_id: str = "",
         correlation_id: int | str = 0,
