@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from doorstep import proto
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
-from doorstep.protocols.kserve.grpc_templates import Template, Templates
+from doorstep.protocols.kserve.grpc_templates import GrpcTemplates, MessageTemplate
 from doorstep.request import InferenceRequest
 from doorstep.workers.sample import NOBODY
 
@@ -30,23 +30,23 @@ def decoded(data: bytes) -> tuple[Any, InferenceRequest, Any]:
     return parsed, request, wanted
 
 
-def learn(templates: Templates, data: bytes) -> Template | None:
+def learn(templates: GrpcTemplates, data: bytes) -> MessageTemplate | None:
     templates.learn(data, *decoded(data))
     return templates.find(data)
 
 
 def test_the_same_request_with_other_values_is_recognised() -> None:
-    templates = Templates()
+    templates = GrpcTemplates()
     assert learn(templates, message([[1, 2, 3]]).SerializeToString()) is not None
     data = message([[4, 5, 6]]).SerializeToString()
     template = templates.find(data)
     assert template is not None
     assert (template.model_name, template.model_version, template.input_name) == ("m", "", "x")
-    np.testing.assert_array_equal(template.array(data), [[4, 5, 6]])
+    np.testing.assert_array_equal(template.tensor(data, template.offset).array, [[4, 5, 6]])
 
 
 def test_any_other_beginning_is_not() -> None:
-    templates = Templates()
+    templates = GrpcTemplates()
     learn(templates, message([[1, 2, 3]]).SerializeToString())
     for other in (
         message([[1, 2, 3]], name="y"),
@@ -67,7 +67,7 @@ def test_what_is_not_simple_is_never_learned() -> None:
     strings = message([[1]], datatype="BYTES", shape=[1])
     strings.raw_input_contents[0] = b"\1\0\0\0a"
     for one in (message([[1, 2]], id="a"), with_parameter, two, strings):
-        assert learn(Templates(), one.SerializeToString()) is None
+        assert learn(GrpcTemplates(), one.SerializeToString()) is None
 
 
 def test_a_tensor_that_is_not_at_the_end_is_not_learned() -> None:
@@ -76,19 +76,19 @@ def test_a_tensor_that_is_not_at_the_end_is_not_learned() -> None:
     assert data.endswith(raw)
     turned = raw + data[: -len(raw)]  # fields may come in any order
     assert proto.ModelInferRequest.FromString(turned) == proto.ModelInferRequest.FromString(data)
-    assert learn(Templates(), turned) is None
+    assert learn(GrpcTemplates(), turned) is None
 
 
 def test_requested_outputs_come_back() -> None:
     asked = message([[1, 2]])
     asked.outputs.add(name="b")
-    template = learn(Templates(), asked.SerializeToString())
+    template = learn(GrpcTemplates(), asked.SerializeToString())
     assert template is not None
     assert template.requested_outputs == ("b",)
 
 
 def test_the_memory_is_bounded() -> None:
-    templates = Templates()
+    templates = GrpcTemplates()
     for i in range(2000):
         learn(templates, message([[1, 2]], name=f"input{i}").SerializeToString())
     assert len(templates._by_head) <= 256
@@ -100,7 +100,7 @@ def test_the_memory_is_bounded() -> None:
     )
 )
 def test_recognised_or_parsed_the_answer_is_the_same(requests: list[tuple[str, list[float]]]) -> None:
-    templates = Templates()
+    templates = GrpcTemplates()
     for name, values in requests:
         data = message([values], name=name).SerializeToString()
         parsed, request, wanted = decoded(data)
@@ -110,6 +110,6 @@ def test_recognised_or_parsed_the_answer_is_the_same(requests: list[tuple[str, l
             template = templates.find(data)
         assert template is not None
         (tensor,) = request.inputs.values()
-        assert (template.input_name, template.datatype) == (tensor.name, tensor.datatype)
-        assert template.array(data).tobytes() == tensor.array.tobytes()
-        assert template.array(data).shape == tensor.array.shape
+        assert (template.input_name, template.tensor(data, template.offset).datatype) == (tensor.name, tensor.datatype)
+        assert template.tensor(data, template.offset).array.tobytes() == tensor.array.tobytes()
+        assert template.tensor(data, template.offset).array.shape == tensor.array.shape

@@ -12,10 +12,9 @@ from doorstep.errors import DoorstepError, Internal, Unsupported
 from doorstep.protocols.kserve.aside import aside, is_long_request, is_long_response
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
 from doorstep.protocols.kserve.grpc_encode import Buffers, encode_infer
-from doorstep.protocols.kserve.grpc_templates import Template, Templates
+from doorstep.protocols.kserve.grpc_templates import GrpcTemplates, MessageTemplate
 from doorstep.protocols.kserve.wanted import ALL_BINARY, Wanted
 from doorstep.request import InferenceRequest, InferenceResponse
-from doorstep.types import Tensor
 from doorstep.wire.request_id import HEADER as REQUEST_ID
 from doorstep.wire.request_id import request_id
 
@@ -97,7 +96,7 @@ class ModelInfer:
 
     def __init__(self, server: InferenceServer) -> None:
         self._server = server
-        self._templates = Templates()
+        self._templates = GrpcTemplates()
 
     def infer(self, call: UnaryCall) -> None:
         """The handler. What it raises becomes the call's status."""
@@ -147,7 +146,7 @@ class ModelInfer:
             sender.release()
             call.fail_with(error)
 
-    def _infer_again(self, call: UnaryCall, body: bytes, template: Template) -> None:
+    def _infer_again(self, call: UnaryCall, body: bytes, template: MessageTemplate) -> None:
         """A message that says what an earlier one said, of other values."""
         server = self._server
         name, version = template.model_name, template.model_version
@@ -157,10 +156,9 @@ class ModelInfer:
             raise Unsupported(DECOUPLED)
         sender = CallSender(call, config)
         sender.wanted = template.wanted
-        tensor = Tensor(template.input_name, template.datatype, template.array(body))
         request = InferenceRequest(
             name,
-            {template.input_name: tensor},
+            {template.input_name: template.tensor(body, template.offset)},
             sender,
             model_version=version,
             requested_outputs=template.requested_outputs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from doorstep.config.model import ModelConfig
@@ -13,6 +13,7 @@ from doorstep.protocols.kserve.aside import aside, is_long_request, is_long_resp
 from doorstep.protocols.kserve.errors import respond_error
 from doorstep.protocols.kserve.http_decode import decode_infer, header_length
 from doorstep.protocols.kserve.http_encode import encode_infer
+from doorstep.protocols.kserve.http_templates import HttpTemplates
 from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON, Wanted
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.wire.answers import JSON, fail
@@ -87,10 +88,15 @@ def _cannot_encode(exchange: Exchange, response: InferenceResponse, error: Excep
     respond_error(exchange, error)
 
 
+@lru_cache(maxsize=1024)
+def _binary_headers(json_size: int) -> Headers:
+    return (_BINARY_CONTENT, (b"inference-header-content-length", b"%d" % json_size))
+
+
 def _respond(exchange: Exchange, text: bytes, buffers: tuple[Buffer, ...]) -> None:
     headers: Headers = JSON
     if buffers:
-        headers = (_BINARY_CONTENT, (b"inference-header-content-length", b"%d" % len(text)))
+        headers = _binary_headers(len(text))
     asked = exchange.headers
     if REQUEST_ID in asked:
         headers = with_request_id(asked, headers)
@@ -114,10 +120,11 @@ def _respond_coded(exchange: Exchange, coding: bytes, headers: Headers, body: tu
 
 
 class InferEndpoint:
-    __slots__ = ("_max_input_size", "_server")
+    __slots__ = ("_max_input_size", "_server", "_templates")
 
     def __init__(self, server: InferenceServer, max_input_size: int) -> None:
         self._server = server
+        self._templates = HttpTemplates()
         self._max_input_size = max_input_size
 
     def infer(self, exchange: Exchange) -> None:
@@ -131,18 +138,28 @@ class InferEndpoint:
             body = exchange.body
             size = len(body)
             declared = exchange.headers.get(b"inference-header-content-length")
+            template = None
             if declared is not None:
                 size = header_length(declared, size)
+                template = self._templates.find(body, size)
             sender = HttpSender(exchange, config)
             request = InferenceRequest(config.name, {}, sender, model_version=version, received_ns=exchange.received_ns)
             exchange.state = request  # for the access log
             exchange.on_disconnect = request.cancel
+            if template is not None:
+                request.inputs[template.input_name] = template.tensor(body, size)
+                request.requested_outputs = template.requested_outputs
+                sender.wanted = template.wanted
+                self._server.infer(request, model)
+                return
             if is_long_request(size, len(body), config):
                 decode = partial(decode_infer, request, body, size, config, self._max_input_size)
                 aside(partial(self._decoded, exchange, request, sender), decode)
                 return
             sender.wanted = decode_infer(request, body, size, config, self._max_input_size)
             self._server.infer(request, model)
+            if declared is not None:
+                self._templates.learn(body, size, request, sender.wanted)
         except DoorstepError as error:
             _refuse(exchange, error)
 
