@@ -72,8 +72,9 @@ def session_options(context: InstanceContext) -> ort.SessionOptions:
         problems.append(Problem("optimization.graph.level", f"is {level}", "use -1, 0, 1 or 2"))
     if context.threads:
         options.intra_op_num_threads = context.threads
-    # A pool that spins between requests takes the cores from the event loop and from other models.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A pool that spins between runs takes the cores from the event loop and from other models; within a run, spinning
+    # hands work over faster than sleeping.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     given = {**dict(context.backend_config), **dict(config.parameters)}
     for name, text in given.items():
         if name in _OPTIONS:

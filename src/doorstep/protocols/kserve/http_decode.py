@@ -31,6 +31,8 @@ def header_length(value: bytes | None, body_size: int) -> int:
     """How many bytes of the body are JSON, from the Inference-Header-Content-Length header, if there is one."""
     if value is None:
         return body_size
+    if value.isdigit() and len(value) < 10 and (plain := int(value)) <= body_size:
+        return plain
     match = _LEADING_INTEGER.match(value)
     text = value.decode("latin-1")
     if match is None:

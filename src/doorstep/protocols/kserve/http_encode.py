@@ -7,6 +7,7 @@ are written NaN, Infinity and -Infinity, as Triton does, though JSON proper has 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import isnan
 from typing import Any
 
@@ -18,7 +19,7 @@ from doorstep.errors import InvalidArgument
 from doorstep.protocols.kserve.bytes_tensors import flat_elements
 from doorstep.protocols.kserve.classification import classify
 from doorstep.protocols.kserve.tensor_bytes import tensor_bytes
-from doorstep.protocols.kserve.wanted import Wanted
+from doorstep.protocols.kserve.wanted import ALL_BINARY, Wanted
 from doorstep.request import InferenceResponse
 from doorstep.types import BF16, BYTES, FP16, Array, DataType, Tensor
 from doorstep.wire.exchange import Buffer
@@ -34,6 +35,12 @@ _output_heads: dict[tuple[str, DataType, tuple[int, ...]], bytes] = {}  # `{"nam
 
 def encode_infer(response: InferenceResponse, wanted: Wanted, config: ModelConfig) -> tuple[bytes, tuple[Buffer, ...]]:
     """The JSON, and the binary outputs that follow it. Raises DoorstepError for what cannot be said in JSON."""
+    if wanted is ALL_BINARY and len(response.outputs) == 1 and not response.id and not response.parameters:
+        tensor = response.outputs[0]
+        if tensor.datatype.itemsize and tensor.array.size:
+            return _binary_text(
+                response.model_name, response.model_version, tensor.name, tensor.datatype, tensor.array.shape
+            ), (tensor_bytes(tensor),)
     try:
         opening = _openings[response.model_name, response.model_version]
     except KeyError:
@@ -69,6 +76,14 @@ def encode_infer(response: InferenceResponse, wanted: Wanted, config: ModelConfi
             parts += (b'"data":', json_data(tensor), b"}")
     parts.append(b"]}")
     return b"".join(parts), buffers
+
+
+@lru_cache(maxsize=_KEPT)
+def _binary_text(model: str, version: str, name: str, datatype: DataType, shape: tuple[int, ...]) -> bytes:
+    """All the JSON of a response with one binary output and nothing else to say: its values are not in it."""
+    array: Array = np.empty(shape, datatype.numpy)
+    head = _output_head(Tensor(name, datatype, array))
+    return b'{%b,"outputs":[%b"parameters":{"binary_data_size":%d}}]}' % (_opening(model, version), head, array.nbytes)
 
 
 def _opening(name: str, version: str) -> bytes:

@@ -21,7 +21,8 @@ class HttpTemplates:
     def find(self, body: Buffer, json_size: int) -> Template | None:
         if json_size > LARGEST:
             return None
-        template = self._by_json.get(bytes(body[:json_size]))
+        text = body[:json_size]
+        template = self._by_json.get(text if type(text) is bytes else bytes(text))
         return template if template is not None and len(body) - json_size == template.size else None
 
     def learn(self, body: Buffer, json_size: int, request: InferenceRequest, wanted: Wanted) -> None:
