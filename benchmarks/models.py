@@ -87,7 +87,9 @@ def minilm_repository(folder: Path) -> Path:
     """MiniLM alone, with dynamic batching and onnxruntime's own choice of threads."""
     write_minilm(folder / "minilm" / "1" / "model.onnx")
     (folder / "minilm" / "config.pbtxt").write_text(
-        f'backend: "onnxruntime"\nmax_batch_size: {MINILM_MAX_BATCH}\ndynamic_batching {{ }}\n{_ONE_INSTANCE}'
+        f'backend: "onnxruntime"\nmax_batch_size: {MINILM_MAX_BATCH}\n'
+        # What a queue delay is for: sixteen clients that all come back at once are worth waiting for.
+        f"dynamic_batching {{ max_queue_delay_microseconds: 5000 }}\n{_ONE_INSTANCE}"
     )
     return folder
 

@@ -128,6 +128,36 @@ def test_a_connection_serves_one_request_after_another(server: WireServer) -> No
             )
 
 
+def test_a_head_that_comes_again_means_the_same_and_one_that_differs_does_not(server: WireServer) -> None:
+    """Heads seen before are not parsed again; whatever differs in head or length is."""
+
+    def echo(client: Any, body: bytes, extra: bytes = b"", *, pieces: tuple[int, ...] = ()) -> None:
+        request = b"POST /echo HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n%b" % (extra, len(body), body)
+        start = 0
+        for end in (*pieces, len(request)):
+            client.send(request[start:end])
+            start = end
+        assert client.receive_until(b"\r\n\r\n" + body).startswith(b"HTTP/1.1 200 OK\r\n")
+
+    with server.connect() as client:
+        for body in (b"one", b"two", b"six", b"four", b"four", b"", b"", b"one", b"GET"):
+            echo(client, body)
+        echo(client, b"one", b"X-Other: 1\r\n")
+        echo(client, b"two", b"X-Other: 1\r\n", pieces=(5, 40))
+        echo(client, b"two", b"X-Other: 1\r\n")
+        client.send(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        for _ in range(3):
+            client.receive_until(b"hello")
+        for _ in range(3):
+            client.send(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.receive_until(b"hello")
+        for _ in range(2):
+            client.send(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.receive_until(b'Not Found"}').startswith(b"HTTP/1.1 404 ")
+        client.send(b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert client.receive_all().endswith(b"connection: close\r\n\r\nhello")
+
+
 def test_a_target_may_name_the_host_as_proxies_do(server: WireServer) -> None:
     """RFC 9112 section 3.2.2: a server must take the absolute form."""
     with server.connect() as client:

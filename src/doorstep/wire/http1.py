@@ -18,6 +18,7 @@ from doorstep.wire.compression import INLINE_BYTES, decompress
 from doorstep.wire.context import ListenerContext
 from doorstep.wire.http1_exchange import CLOSE, Http1Exchange
 from doorstep.wire.http1_reader import SLICE_BYTES, RequestReader
+from doorstep.wire.http1_repeat import Repeat, repeatable
 
 HELD_BYTES = 65_536  # kept unparsed behind a request being answered before reading stops
 STREAM_WINDOW = 262_144  # given to on_body and not consumed before reading stops
@@ -29,7 +30,7 @@ class Connection(RequestReader):
     """Touched only from the event loop."""
 
     __slots__ = (
-        "_lingering", "_pumping", "_rate_since_ns", "_rated", "_reading", "_stalled_ns", "_unsent",
+        "_lingering", "_pumping", "_rate_since_ns", "_rated", "_reading", "_repeat", "_stalled_ns", "_unsent",
         "choked", "lost", "write", "writelines",
     )  # fmt: skip
 
@@ -47,13 +48,21 @@ class Connection(RequestReader):
         self._unsent = 0
         self._rated: Http1Exchange | None = None  # whose body `sweep` saw arriving first at rate_since_ns
         self._rate_since_ns = 0
+        self._repeat: Repeat | None = None  # the last request, if it was a plain one
         context.connections.add(self)
 
     # Bytes in, requests out.
 
     def data_received(self, data: bytes) -> None:
         if self._current is None and not self._queue and not self._rest and not self._deaf and len(data) <= SLICE_BYTES:
-            self._parse(data)
+            between = not self._in_head and self._receiving is None
+            repeat = self._repeat
+            if repeat is not None and between and len(data) == repeat.size and data.startswith(repeat.head):
+                self._queue.append(repeat.exchange(self, data))
+            else:
+                self._parse(data)
+                if between and len(self._queue) == 1 and not self._in_head and self._receiving is None:
+                    self._repeat = repeatable(data, self._queue[0]) if not self.context.gates else None
             self._pump()
         elif not self._deaf:
             self._rest = b"".join((self._rest, data)) if self._rest else data
