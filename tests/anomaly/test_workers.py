@@ -308,7 +308,7 @@ time.sleep(600)
 
 
 def test_large_tensors_give_their_memory_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("doorstep.workers.link.UNUSED_SECONDS", 0.05)
+    monkeypatch.setattr("doorstep.workers.link.UNUSED_SECONDS", 2.0)
     source = """
 import doorstep, numpy as np, numpy.typing as npt
 class Model(doorstep.Model):
@@ -319,7 +319,7 @@ class Model(doorstep.Model):
         out = served(x=np.zeros(4_000_000, np.float32))["output"]
         assert out[-1] == 1
         link = served.worker._link
-        assert (len(link._inputs), len(link._outputs)) == (1, 1)
+        assert len(link._outputs) == 1  # `out` is a view on it
         del out
         while len(link._inputs) or len(link._outputs):
             assert served(x=np.zeros(4, np.float32))["output"].tolist() == [1] * 4
