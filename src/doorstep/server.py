@@ -13,6 +13,7 @@ from doorstep.model import Model
 from doorstep.repository.base import IndexEntry, LoadRequest
 from doorstep.repository.repository import ModelRepository, StartReport
 from doorstep.request import InferenceRequest
+from doorstep.scheduler.dynamic import STOPPING
 
 # The names tritonserver lists, in its order; clients look for them (protocol/README.md).
 EXTENSIONS = (
@@ -30,7 +31,6 @@ EXTENSIONS = (
     "trace",
     "logging",
 )
-STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 
 
 class InferenceServer:

@@ -7,7 +7,6 @@ batch comes back. All of it is touched only from the event loop, so there is no 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from doorstep.scheduler.timer import Alarm
 from doorstep.stats import ModelStatistics
 from doorstep.workers.base import Worker
 
-logger = logging.getLogger(__name__)
+STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"  # Triton's
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class DynamicBatchScheduler:
 
     def enqueue(self, request: InferenceRequest) -> None:
         if self._stopping:
-            raise QueueRejected("Server is stopping, scheduler for model has stopped accepting new inference requests")
+            raise QueueRejected(STOPPING)
         limit = self._queue_policy.max_size
         if limit and self.queued_count >= limit:
             raise QueueRejected("Exceeds maximum queue size")
