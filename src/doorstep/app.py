@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from doorstep.config.load import load_config, parse_json_config
+from doorstep.config.model import ModelConfig
 from doorstep.config.options import ServerOptions, TlsFiles
 from doorstep.config.support import fields_without_meaning
 from doorstep.errors import DoorstepError
@@ -31,6 +32,7 @@ from doorstep.repository.base import VersionSpec
 from doorstep.repository.repository import ModelRepository, RepositoryOptions
 from doorstep.security.restricted import restricted_gate
 from doorstep.server import InferenceServer
+from doorstep.services import Services
 from doorstep.wire.context import ListenerContext
 from doorstep.wire.grpc import GrpcServer
 from doorstep.wire.grpc_compression import CompressionLevel
@@ -74,9 +76,18 @@ class App:
             parse_json_config,
         )
         self.server = InferenceServer(self.repository, name=options.id, strict_readiness=options.strict_readiness)
-        self._load_options = LoadOptions(
-            options.backend_config, complete=options.auto_complete_config, config_name=options.model_config_name
+        self.services = Services(
+            infer=self.server.infer, config=self._config_of, ready=self.server.model_ready, handlers={}
         )
+        self._load_options = LoadOptions(
+            options.backend_config,
+            complete=options.auto_complete_config,
+            config_name=options.model_config_name,
+            services=self.services,
+        )
+
+    def _config_of(self, name: str, version: str) -> ModelConfig:
+        return self.server.model(name, version).config
 
     # What the repository calls, in its loader pool
 

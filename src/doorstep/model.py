@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from doorstep.memory import give_back
 from doorstep.repository.base import VersionSpec
 from doorstep.request import Batch, InferenceRequest
 from doorstep.scheduler.build import build_scheduler
+from doorstep.services import NO_SERVICES, Services
 from doorstep.stats import ModelStatistics
 from doorstep.validation import Validator
 from doorstep.workers.base import Worker
@@ -46,6 +47,7 @@ class LoadOptions:
     backend_config: Mapping[str, Mapping[str, str]]  # backend → key → value; "" holds what is for all of them
     complete: bool = True  # False: --disable-auto-complete-config
     config_name: str = ""  # --model-config-name
+    services: Services = field(default_factory=Services)
 
     def settings_of(self, backend: str) -> dict[str, str]:
         """What --backend-config says for one backend; its own settings win over those for all."""
@@ -64,6 +66,7 @@ class Model:
         loop: asyncio.AbstractEventLoop,
         *,
         execution: str,
+        services: Services = NO_SERVICES,
     ) -> None:
         self.name = config.name
         self.version = version
@@ -71,7 +74,7 @@ class Model:
         self.execution = execution
         self.stats = stats
         self.workers = workers
-        self.scheduler = build_scheduler(config, version, workers, stats, loop)
+        self.scheduler = build_scheduler(config, version, workers, stats, loop, services)
         self._loop = loop
         self._validate = Validator(config).validate
 
@@ -141,6 +144,7 @@ def load_model(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEv
             backend_config=options.settings_of(config.backend),
         ),
         loop=loop,
+        services=options.services,
         on_restart=partial(_count_restart, stats),
         on_slow=lambda worker: made[0].move_off_the_loop(worker),  # noqa: PLW0108 (made is empty as yet)
         spare=spare,
@@ -158,7 +162,7 @@ def load_model(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEv
     if logger.isEnabledFor(logging.DEBUG):
         text = orjson.dumps(config_json(config.proto)).decode()
         logger.debug("%s:%s serves with this config: %s", config.name, spec.version, text, extra={"model": config.name})
-    made.append(Model(config, spec.version, stats, workers, loop, execution=execution))
+    made.append(Model(config, spec.version, stats, workers, loop, execution=execution, services=options.services))
     return made[0]
 
 

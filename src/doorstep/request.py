@@ -8,7 +8,8 @@ in a `Batch`, and its `ResponseSender` gets one response (or several, the last o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from typing import Any, Protocol
 
 from doorstep.errors import Cancelled, DoorstepError
@@ -46,7 +47,9 @@ class InferenceRequest:
         "sender",
         "sequence_end",
         "sequence_start",
+        "slot",
         "timeout_us",
+        "trace",
     )
 
     def __init__(
@@ -80,6 +83,8 @@ class InferenceRequest:
         self.sequence_end = False
         self.cancelled = False
         self.on_cancel: Callable[[InferenceRequest], None] | None = None  # set by whoever holds it and can stop early
+        self.slot: Any = None  # the scheduler's note: the place of its sequence, its level in the queue
+        self.trace: Any = None  # a trace.Trace while somebody wants to know what became of it
 
     def cancel(self) -> None:
         """Nobody wants the answer any more. Queues skip it; a running model is asked to stop where it can be."""
@@ -95,9 +100,13 @@ class InferenceRequest:
 
 
 class InferenceResponse:
-    """One response: outputs, or an error. `model_version` is the version that answered."""
+    """One response: outputs, or an error. `model_version` is the version that answered.
 
-    __slots__ = ("error", "id", "model_name", "model_version", "outputs", "parameters")
+    `flag_only` marks one that is nothing but the news that no more comes: the model had said all before. It is sent as
+    the final one; a model may also answer with a response that has no outputs, and that one is not `flag_only`.
+    """
+
+    __slots__ = ("error", "flag_only", "id", "model_name", "model_version", "outputs", "parameters")
 
     def __init__(
         self,
@@ -108,6 +117,7 @@ class InferenceResponse:
         error: DoorstepError | None = None,
         *,
         parameters: dict[str, Parameter] | None = None,
+        flag_only: bool = False,
     ) -> None:
         self.model_name = model_name
         self.model_version = model_version
@@ -115,26 +125,53 @@ class InferenceResponse:
         self.outputs = outputs
         self.error = error
         self.parameters = parameters
+        self.flag_only = flag_only
 
     def __repr__(self) -> str:
         what = f"error {self.error.code.value}" if self.error else f"{len(self.outputs)} outputs"
         return f"<InferenceResponse {self.id or '<id_unknown>'} of {self.model_name}:{self.model_version} {what}>"
 
 
-Result = Sequence[Tensor] | DoorstepError | None
+class Outputs(list[Tensor]):
+    """The outputs of one response that has parameters too. Where there are none, any sequence of tensors will do."""
+
+    __slots__ = ("parameters",)
+
+    def __init__(self, tensors: Iterable[Tensor] = (), parameters: dict[str, Parameter] | None = None) -> None:
+        super().__init__(tensors)
+        self.parameters = parameters
+
+
+class Verdict(Enum):
+    """A result that is neither outputs nor an error."""
+
+    LATER = "later"  # answered through `Batch.emit`: some responses may have gone, others come after the batch is done
+    RESCHEDULE = "reschedule"  # the model wants to see the request again, in a later batch
+
+
+LATER = Verdict.LATER
+RESCHEDULE = Verdict.RESCHEDULE
+
+Result = Sequence[Tensor] | DoorstepError | Verdict | None
+Emit = Callable[["InferenceRequest", Sequence[Tensor] | DoorstepError | None, bool], None]
 
 
 class Batch:
     """Requests that run together, and what came of each.
 
     The scheduler makes it; on the way to a worker it belongs to the worker; with `done` it comes back. `results[i]` is
-    for `requests[i]`: its outputs, its own error, or None while it has neither. An exception out of `execute` fails
-    those that have no result yet.
+    for `requests[i]`: its outputs, its own error, a verdict, or None while it has neither. An exception out of
+    `execute` fails those that have no result yet.
+
+    A request whose result is LATER gets its responses one by one: `emit(request, outputs, final)`, from any thread the
+    worker allows, during `execute` or long after. `outputs` None says only that no more comes, and an error is always
+    final. Whoever gives LATER owes exactly one final response.
     """
 
     __slots__ = (
         "compute_end_ns",
         "compute_start_ns",
+        "emit",
         "input_end_ns",
         "output_start_ns",
         "requests",
@@ -148,6 +185,7 @@ class Batch:
         self.rows = rows  # the sum of the requests' rows
         self.results: list[Result] = [None] * len(requests)
         self.worker: Any = None  # the scheduler's note of where it runs
+        self.emit: Emit = _nobody_listens
         self.compute_start_ns = 0  # the worker took it
         self.input_end_ns = 0  # inputs are gathered; the model starts
         self.output_start_ns = 0  # the model is done; outputs are being scattered
@@ -156,6 +194,10 @@ class Batch:
     def fail(self, error: DoorstepError) -> None:
         """Gives `error` to every request that has no result yet."""
         self.results = [error if result is None else result for result in self.results]
+
+
+def _nobody_listens(request: InferenceRequest, outputs: Sequence[Tensor] | DoorstepError | None, final: bool) -> None:
+    """Warm-up, and batches in tests: what comes later is not waited for."""
 
 
 def error_response(request: InferenceRequest, error: DoorstepError, version: str = "") -> InferenceResponse:

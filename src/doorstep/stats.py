@@ -45,6 +45,35 @@ class BatchStatistics:
         self.compute_output_ns = 0
 
 
+class ResponseStatistics:
+    """What the n-th responses of a model's requests came to. Times as in Triton's response_stats
+    (extension_statistics.md): `compute_infer` is from the start of the execution, or the response before, to the
+    response; `compute_output` what sending it took."""
+
+    __slots__ = (
+        "cancel_count",
+        "cancel_ns",
+        "compute_infer_count",
+        "compute_infer_ns",
+        "compute_output_count",
+        "compute_output_ns",
+        "empty_count",
+        "empty_ns",
+        "fail_count",
+        "fail_ns",
+        "success_count",
+        "success_ns",
+    )
+
+    def __init__(self) -> None:
+        self.compute_infer_count = self.compute_infer_ns = 0
+        self.compute_output_count = self.compute_output_ns = 0
+        self.success_count = self.success_ns = 0
+        self.fail_count = self.fail_ns = 0
+        self.empty_count = self.empty_ns = 0
+        self.cancel_count = self.cancel_ns = 0
+
+
 class ModelStatistics:
     """Numbers of one model version. Written only from the event loop, read from anywhere.
 
@@ -70,6 +99,7 @@ class ModelStatistics:
         "last_inference_ms",
         "load_seconds",
         "queue_ns",
+        "responses",
         "success_count",
         "success_ns",
         "time_batch_size",
@@ -98,6 +128,7 @@ class ModelStatistics:
         self.execution_count = 0
         self.last_inference_ms = 0  # since the epoch; 0: never
         self.batches: dict[int, BatchStatistics] = {}
+        self.responses: dict[int, ResponseStatistics] = {}  # by the response's number; decoupled models only
         self.load_seconds = 0.0
         self.worker_restarts = 0
         self.time_request_ns = Histogram(_DURATION_BUCKETS_NS)
@@ -141,6 +172,13 @@ class ModelStatistics:
         self.queue_ns += queued_ns
         totals.total += total_ns
         queues.total += queued_ns
+
+    def response(self, index: int) -> ResponseStatistics:
+        """The numbers of all `index`-th responses."""
+        found = self.responses.get(index)
+        if found is None:
+            found = self.responses[index] = ResponseStatistics()
+        return found
 
     def record_failure(self, total_ns: int, reason: FailureReason) -> None:
         self.fail_count += 1

@@ -7,17 +7,64 @@ threads at once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from doorstep.backends.gather import Gatherer
 from doorstep.config.model import ModelConfig
-from doorstep.request import Batch
-from doorstep.types import Array
+from doorstep.errors import DoorstepError
+from doorstep.request import Batch, InferenceRequest, Parameter
+from doorstep.types import Array, Tensor
 
 Execution = Literal["inline", "thread", "process", "auto"]
+
+
+@dataclass(slots=True)
+class ModelCall:
+    """A request that model code makes of another model of the same server (Triton's BLS)."""
+
+    model_name: str
+    inputs: Sequence[Tensor]
+    model_version: str = ""
+    id: str = ""
+    requested_outputs: Sequence[str] = ()
+    parameters: dict[str, Parameter] | None = None
+    correlation_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    timeout_us: int = 0
+    priority: int = 0
+    parent: InferenceRequest | None = None  # the request being run: cancelled with it, and traced as its child
+
+
+class CallResponses(Protocol):
+    """The responses to a ModelCall, in order; the last is final. Of any thread's, but of one at a time."""
+
+    def get(self, timeout: float | None = None) -> tuple[Sequence[Tensor] | DoorstepError | None, bool]:
+        """The next (outputs, final), waiting for it; outputs None: only the news that no more comes. Raises
+        TimeoutError. Not to be called again after the final one."""
+
+    def notify(self, ready: Callable[[], None]) -> None:
+        """Calls `ready` once, in whichever thread notices, as soon as `get` would not wait; maybe before this
+        returns."""
+
+    def cancel(self) -> None:
+        """Nobody wants what is still to come; a final response comes all the same."""
+
+
+class ServerAccess(Protocol):
+    """What model code may ask of the server it runs in. Callable from any thread but the event loop's; may block."""
+
+    def call(self, call: ModelCall) -> CallResponses:
+        """Sends a request to another model. A refusal comes as the first response, which is an error."""
+
+    def ask(self, what: str, payload: Any, data: bytes = b"") -> Any:
+        """Asks one of `Services.handlers` and waits for its answer. Raises DoorstepError."""
+
+    def tell(self, what: str, payload: Any) -> None:
+        """As `ask`, without an answer: in order, and never waiting for the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +81,7 @@ class InstanceContext:
     threads: int = 0  # how many cores this instance may count on; 0: the backend's own default
     backend_config: Mapping[str, str] = field(default_factory=dict)  # --backend-config=<backend>,<key>=<value>
     log: Callable[[str, str], None] | None = None  # log(level, message); level is INFO, WARNING, ERROR or VERBOSE
+    server: ServerAccess | None = None  # None: there is no server to ask (doorstep check, a test)
 
     def artefact(self, default_filename: str) -> Path:
         """The model's file or folder: default_model_filename from the config, or what the backend calls it."""
@@ -48,8 +96,13 @@ class ModelInstance(ABC):
         """Runs `batch`: sets `batch.results[i]` to the outputs, or the error, of `batch.requests[i]`.
 
         Also stamps `batch.input_end_ns` and `batch.output_start_ns` where it knows them. Whatever it raises fails the
-        requests that have no result yet. Outputs a request did not ask for may be left out.
+        requests that have no result yet. Outputs a request did not ask for may be left out. Where a model is decoupled
+        the result is LATER and the responses go out through `batch.emit` (see Batch).
         """
+
+    def is_ready(self) -> bool:
+        """Whether the instance can serve now: asked when a client asks whether the model is ready."""
+        return True
 
     def unload(self) -> None:  # noqa: B027 (many have nothing to give back)
         """Gives back what the instance holds. Called once, after the last execute."""

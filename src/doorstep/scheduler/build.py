@@ -11,6 +11,7 @@ from doorstep.scheduler.base import Scheduler
 from doorstep.scheduler.default import ALONE, DefaultScheduler
 from doorstep.scheduler.dynamic import DynamicBatchScheduler, QueuePolicy
 from doorstep.scheduler.plan import BatchPolicy
+from doorstep.services import NO_SERVICES, Services
 from doorstep.stats import ModelStatistics
 from doorstep.workers.base import Worker
 
@@ -21,6 +22,7 @@ def build_scheduler(
     workers: list[Worker],
     stats: ModelStatistics,
     loop: asyncio.AbstractEventLoop,
+    services: Services = NO_SERVICES,
 ) -> Scheduler:
     if config.proto.WhichOneof("scheduling_choice") != "dynamic_batching" or config.max_batch_size < 1:
         return DefaultScheduler(config.name, version, workers, stats, ALONE, loop=loop)

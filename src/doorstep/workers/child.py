@@ -28,7 +28,7 @@ from doorstep.backends.base import CompletionContext, InstanceContext, ModelInst
 from doorstep.backends.table import find_backend
 from doorstep.config.model import ModelConfig
 from doorstep.errors import BackendError, ConfigError, DoorstepError
-from doorstep.request import Batch, InferenceRequest
+from doorstep.request import Batch, InferenceRequest, Verdict
 from doorstep.types import Array
 from doorstep.workers.channel import Channel
 from doorstep.workers.execute import execute
@@ -220,6 +220,8 @@ class Worker:
                 results.append(_error(BackendError("the model gave this request neither outputs nor an error")))
             elif isinstance(result, DoorstepError):
                 results.append(_error(result))
+            elif isinstance(result, Verdict):
+                results.append(_error(BackendError("several responses to one request are not sent yet")))
             else:
                 try:
                     results.append(layout.add(result))

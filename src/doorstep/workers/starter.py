@@ -14,6 +14,7 @@ from typing import Any
 
 from doorstep.backends.base import Backend, InstanceContext
 from doorstep.errors import ConfigError, Problem
+from doorstep.services import NO_SERVICES, Services
 from doorstep.workers.base import Worker
 from doorstep.workers.inline import InlineWorker
 from doorstep.workers.process import start_process_worker
@@ -39,6 +40,7 @@ class InstanceStarter:
         loop: asyncio.AbstractEventLoop,
         on_restart: Callable[[], None],
         on_slow: Callable[[InlineWorker], None],
+        services: Services = NO_SERVICES,
         spare: Process | None = None,
     ) -> None:
         """`spare` is a process that has read the model already; the first instance in a process takes it over."""
@@ -47,6 +49,7 @@ class InstanceStarter:
         self._loop = loop
         self._on_restart = on_restart
         self._on_slow = on_slow
+        self._services = services
         self._spare = spare
 
     def start(self) -> tuple[list[Worker], str]:

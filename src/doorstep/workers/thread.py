@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from queue import SimpleQueue
+from typing import Any
 
 from doorstep.backends.base import ModelInstance
-from doorstep.request import Batch
+from doorstep.request import Batch, Emit
 from doorstep.workers.base import Done
 from doorstep.workers.execute import execute
 
@@ -28,6 +30,7 @@ class ThreadWorker:
         self._thread.start()
 
     def submit(self, batch: Batch, done: Done) -> None:
+        batch.emit = on_the_loop(self._loop, batch.emit)
         self._work.put((batch, done))
 
     def close(self) -> None:
@@ -42,3 +45,25 @@ class ThreadWorker:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(done, batch)
             del item, batch, done  # a waiting thread must not keep the last batch's tensors alive
+
+
+def on_the_loop(loop: asyncio.AbstractEventLoop, emit: Emit) -> Emit:
+    """`emit` for any thread: what several responses say in one turn of the loop wakes it once."""
+    waiting: deque[Any] = deque()
+    told = False  # two threads may tell the loop at once: the second time it finds nothing
+
+    def deliver() -> None:
+        nonlocal told
+        told = False
+        while waiting:
+            emit(*waiting.popleft())
+
+    def emit_from_any_thread(*response: Any) -> None:
+        nonlocal told
+        waiting.append(response)
+        if not told:
+            told = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(deliver)
+
+    return emit_from_any_thread
