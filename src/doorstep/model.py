@@ -81,6 +81,8 @@ class Model:
     def infer(self, request: InferenceRequest) -> None:
         """Takes a valid request; raises InvalidArgument or QueueRejected for one that is still the caller's."""
         self._validate(request)
+        if request.trace is not None:
+            request.trace.started(request, self.version)
         try:
             self.scheduler.enqueue(request)
         except QueueRejected as error:

@@ -14,6 +14,7 @@ from doorstep.repository.base import IndexEntry, LoadRequest
 from doorstep.repository.repository import ModelRepository, StartReport
 from doorstep.request import InferenceRequest
 from doorstep.scheduler.dynamic import STOPPING
+from doorstep.trace import Tracer
 
 # The names tritonserver lists, in its order; clients look for them (protocol/README.md).
 EXTENSIONS = (
@@ -42,6 +43,7 @@ class InferenceServer:
         self.extensions = list(EXTENSIONS)
         self.repository = repository
         self._find = repository.find
+        self.tracer: Tracer | None = None  # while requests may be traced; fronts ask it about each
         self._strict_readiness = strict_readiness
         self._started = False  # the repository has loaded, or tried to load, what it should at start-up
         self._stopping = False
