@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from doorstep.backends.gather import Gatherer
+from doorstep.backends.gather import Gatherer, Run
+from doorstep.backends.ragged import RaggedGatherer
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError
 from doorstep.request import Batch, InferenceRequest, Parameter
@@ -68,6 +69,19 @@ class ServerAccess(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PythonEnvironment:
+    """Another Python for a model's process than the one the server runs in.
+
+    The process has doorstep and what it needs all the same: the server's own packages come last on `sys.path` where
+    both are the same minor version of Python; where they are not, the environment needs doorstep's requirements.
+    """
+
+    executable: Path | None = None  # None: the server's
+    paths: tuple[str, ...] = ()  # first on sys.path
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the process; they win over the server's
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceContext:
     """Everything an instance is told about itself."""
 
@@ -82,6 +96,7 @@ class InstanceContext:
     backend_config: Mapping[str, str] = field(default_factory=dict)  # --backend-config=<backend>,<key>=<value>
     log: Callable[[str, str], None] | None = None  # log(level, message); level is INFO, WARNING, ERROR or VERBOSE
     server: ServerAccess | None = None  # None: there is no server to ask (doorstep check, a test)
+    python: PythonEnvironment | None = None  # for an instance in a process; None: the server's own
 
     def artefact(self, default_filename: str) -> Path:
         """The model's file or folder: default_model_filename from the config, or what the backend calls it."""
@@ -113,7 +128,7 @@ class TensorInstance(ModelInstance):
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self._gather = Gatherer(config, self.run)
+        self._gather = gatherer(config, self.run)
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Mapping[str, Array]:
@@ -122,6 +137,11 @@ class TensorInstance(ModelInstance):
 
     def execute(self, batch: Batch) -> None:
         self._gather(batch)
+
+
+def gatherer(config: ModelConfig, run: Run) -> Gatherer:
+    """What gathers this model's batches."""
+    return RaggedGatherer(config, run) if config.ragged else Gatherer(config, run)
 
 
 class Backend(ABC):
@@ -137,6 +157,13 @@ class Backend(ABC):
         """Fills in what the config leaves out, from the model's files; `proto` is an inference.ModelConfig message.
 
         Never overwrites what the user wrote. Raises ConfigError with every problem found. Called in the loader pool."""
+
+    def environment(
+        self, proto: Any, model_directory: Path, version_directory: Path, backend_config: Mapping[str, str]
+    ) -> PythonEnvironment | None:
+        """The Python for the model's processes; None: the server's own. Asked before a process starts, for
+        `complete_config` and for the instances. Raises DoorstepError. Called in the loader pool, maybe many times."""
+        return None
 
     @abstractmethod
     def load_instance(self, context: InstanceContext) -> ModelInstance:

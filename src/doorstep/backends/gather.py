@@ -50,7 +50,7 @@ class Gatherer:
         else:
             inputs = {name: np.concatenate([r.inputs[name].array for r in requests]) for name in first.inputs}
         if self._has_reshape:
-            inputs = {name: _to_backend(array, self._inputs[name]) for name, array in inputs.items()}
+            inputs = {name: to_backend(array, self._inputs[name]) for name, array in inputs.items()}
         wanted = self._wanted(requests)
         batch.input_end_ns = time.monotonic_ns()
         outputs = self._run(inputs, wanted)
@@ -63,7 +63,7 @@ class Gatherer:
                 array = self._settle(array, spec)
             tensors.append(Tensor(name, datatype, array))
         if alone:
-            batch.results[0] = tensors if not first.requested_outputs else _select(tensors, first)
+            batch.results[0] = tensors if not first.requested_outputs else select(tensors, first)
         else:
             self._scatter(batch, tensors)
 
@@ -79,7 +79,7 @@ class Gatherer:
         for i, request in enumerate(batch.requests):
             end = start + request.rows
             piece = [Tensor(t.name, t.datatype, t.array[start:end]) for t in tensors]
-            results[i] = piece if not request.requested_outputs else _select(piece, request)
+            results[i] = piece if not request.requested_outputs else select(piece, request)
             start = end
 
     def _wanted(self, requests: list[InferenceRequest]) -> tuple[str, ...]:
@@ -108,12 +108,12 @@ class Gatherer:
         return array
 
 
-def _select(tensors: list[Tensor], request: InferenceRequest) -> list[Tensor]:
+def select(tensors: list[Tensor], request: InferenceRequest) -> list[Tensor]:
     """Those the request asks for, in the model's order: Triton's, whatever the request's is."""
     return [t for t in tensors if t.name in request.requested_outputs]
 
 
-def _to_backend(array: Array, spec: TensorSpec) -> Array:
+def to_backend(array: Array, spec: TensorSpec) -> Array:
     """The array in the shape the library wants where `reshape` says so; the batch dimension, if any, stays."""
     if spec.reshape is None:
         return array

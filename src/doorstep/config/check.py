@@ -12,6 +12,7 @@ from typing import Any
 
 from doorstep.config.check_batching import check_batching
 from doorstep.config.check_ensemble import check_ensemble
+from doorstep.config.check_ragged import check_ragged
 from doorstep.config.check_tensors import check_tensors, element_count
 from doorstep.config.complete import ENSEMBLE, PLATFORMS
 from doorstep.config.labels import read_labels
@@ -45,6 +46,7 @@ def check(
         *check_batching(proto, partial=partial),
         *check_ensemble(proto),
         *check_tensors(proto, partial=partial),
+        *check_ragged(proto, partial=partial),
         *_check_instance_groups(proto, gpus),
         *_check_rest(proto),
         *_check_warmup(proto, partial=partial),

@@ -19,6 +19,7 @@ class TensorSpec:
     shape: tuple[int, ...]  # what the wire carries: dims with -1 in front where the model batches
     reshape: tuple[int, ...] | None = None  # the shape the backend wants instead of dims; () makes scalars
     optional: bool = False
+    ragged: bool = False  # requests with different shapes share a batch (allow_ragged_batch)
     labels: tuple[str, ...] = ()  # outputs only: the lines of label_filename
 
 
@@ -37,6 +38,7 @@ class ModelConfig:
     has_reshape: bool = False  # some input wants another shape than the wire's
     takes_bytes: bool = False  # some input is BYTES, whose elements are looked at one by one
     decoupled: bool = False
+    ragged: bool = False  # its batches are put together, or cut, in the ways of batch_input and batch_output
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -58,6 +60,7 @@ class ModelConfig:
                 shape=(-1, *dims) if batches and not tensor.is_shape_tensor else dims,
                 reshape=tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None,
                 optional=is_input and tensor.optional,
+                ragged=is_input and tensor.allow_ragged_batch,
                 labels=() if is_input else (labels or {}).get(tensor.name, ()),
             )
 
@@ -74,6 +77,7 @@ class ModelConfig:
             has_reshape=any(s.reshape is not None for s in inputs.values()),
             required_inputs=frozenset(n for n, s in inputs.items() if not s.optional),
             takes_bytes=any(s.datatype is BYTES for s in inputs.values()),
+            ragged=any(s.ragged for s in inputs.values()) or bool(proto.batch_input or proto.batch_output),
             decoupled=proto.model_transaction_policy.decoupled,
             parameters={k: v.string_value for k, v in proto.parameters.items()},
         )

@@ -53,12 +53,13 @@ def stacking_key(config: ModelConfig) -> Callable[[InferenceRequest], object] | 
     """What two requests must have in common to be stacked: their inputs' shapes but for the rows, and which inputs.
 
     None where validation leaves no choice: every input required and of one shape."""
-    free = any(-1 in spec.dims for spec in config.inputs.values())
+    free = any(-1 in spec.dims and not spec.ragged for spec in config.inputs.values())
     optional = len(config.required_inputs) < len(config.inputs)
     if not free and not optional:
         return None
     names = tuple(config.inputs)
-    if len(names) == 1:
+    ragged = frozenset(name for name, spec in config.inputs.items() if spec.ragged)
+    if len(names) == 1 and not ragged:
         name = names[0]
 
         def key_of_one(request: InferenceRequest) -> object:
@@ -69,6 +70,8 @@ def stacking_key(config: ModelConfig) -> Callable[[InferenceRequest], object] | 
 
     def key_of(request: InferenceRequest) -> object:
         inputs = request.inputs
-        return tuple([inputs[name].array.shape[1:] if name in inputs else None for name in names])
+        return tuple(
+            [None if name not in inputs else () if name in ragged else inputs[name].array.shape[1:] for name in names]
+        )
 
     return key_of

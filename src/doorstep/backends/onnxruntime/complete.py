@@ -79,9 +79,9 @@ def contradictions(proto: Any, header: OnnxHeader) -> list[Problem]:
                     )
                 )
                 continue
-            problems += _mismatch(kind, tensor, value, proto.max_batch_size > 0)
+            problems += _mismatch(proto, kind, tensor, value)
         if kind == "input" and proto.WhichOneof("scheduling_choice") != "sequence_batching":
-            listed = {tensor.name for tensor in tensors}
+            listed = {tensor.name for tensor in tensors} | {n for b in proto.batch_input for n in b.target_name}
             problems += [
                 Problem("input", f"the model file needs input '{name}', which the config does not list", "add it")
                 for name in known
@@ -90,8 +90,9 @@ def contradictions(proto: Any, header: OnnxHeader) -> list[Problem]:
     return problems
 
 
-def _mismatch(kind: str, tensor: Any, value: ValueInfo, batches: bool) -> list[Problem]:
+def _mismatch(proto: Any, kind: str, tensor: Any, value: ValueInfo) -> list[Problem]:
     where = f"{kind} '{tensor.name}'"
+    batches = proto.max_batch_size > 0
     problems = []
     asked = BY_CONFIG_NUMBER.get(tensor.data_type)
     if value.datatype is not None and asked is not value.datatype:
@@ -107,6 +108,14 @@ def _mismatch(kind: str, tensor: Any, value: ValueInfo, batches: bool) -> list[P
         return problems
     dims = list(tensor.reshape.shape) if tensor.HasField("reshape") else list(tensor.dims)
     full = ([-1] if batches and not tensor.is_shape_tensor else []) + dims
+    if kind == "input" and tensor.allow_ragged_batch:
+        if list(value.shape) != [-1]:
+            what = f"the model file's shape is {list(value.shape)}, but a ragged input comes as one flat vector"
+            fix = "give the model an input of shape [-1], or take allow_ragged_batch out"
+            problems.append(Problem(where, what, fix))
+        return problems
+    if kind == "output" and any(tensor.name in described.target_name for described in proto.batch_output):
+        return problems  # it is cut by an input's shape, whatever its own
     if len(full) != len(value.shape) or any(
         a != b and -1 not in (a, b) for a, b in zip(full, value.shape, strict=True)
     ):
