@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from doorstep import proto
-from doorstep.backends.base import Backend, CompletionContext, InstanceContext
+from doorstep.backends.base import Backend, CompletionContext, InstanceContext, PythonEnvironment
 from doorstep.errors import BackendError, InvalidArgument
 from doorstep.workers.frames import Kind, ProtocolError
 from doorstep.workers.spawn import Log, Process
@@ -52,8 +52,9 @@ def complete_config(
     if backend.default_execution != "process":
         backend.complete_config(config, model_directory, version_directory, context)
         return None
+    python = backend.environment(config, model_directory, version_directory, context.backend_config)
     completed, process = complete_config_in_process(
-        config, backend.name, model_directory, version_directory, context, log=log
+        config, backend.name, model_directory, version_directory, context, log=log, python=python
     )
     config.CopyFrom(completed)
     return process
@@ -67,6 +68,7 @@ def complete_config_in_process(
     context: CompletionContext,
     *,
     log: Log = log_to_model,
+    python: PythonEnvironment | None = None,
 ) -> tuple[Any, Process]:
     """`Backend.complete_config`, but in a process, where model code may run.
 
@@ -75,7 +77,7 @@ def complete_config_in_process(
     """
     settings = context.backend_config
     # Most models have one instance, which may count on all cores; libraries read that when they are first imported.
-    process = _begin(config.name, log, settings, len(os.sched_getaffinity(0)))
+    process = _begin(config.name, log, settings, len(os.sched_getaffinity(0)), python)
     try:
         meta = {
             "backend": backend,
@@ -94,10 +96,10 @@ def complete_config_in_process(
 def load_process(context: InstanceContext, backend: str, log: Log, spare: Process | None = None) -> Process:
     """A process with the instance loaded. Raises what the backend raised, or BackendError."""
     settings = context.backend_config
-    if spare is not None and spare.threads != context.threads:
+    if spare is not None and (spare.threads != context.threads or spare.python != context.python):
         spare.close()
         spare = None
-    process = spare or _begin(context.instance_name, log, settings, context.threads)
+    process = spare or _begin(context.instance_name, log, settings, context.threads, context.python)
     process.name = context.instance_name
     config = context.config
     try:
@@ -134,11 +136,11 @@ def seconds_from(settings: Mapping[str, str], key: str, default: float) -> float
     return seconds
 
 
-def _begin(name: str, log: Log, settings: Mapping[str, str], threads: int = 0) -> Process:
+def _begin(name: str, log: Log, settings: Mapping[str, str], threads: int, python: PythonEnvironment | None) -> Process:
     """A process that has said hello."""
     seconds = seconds_from(settings, "stub-timeout-seconds", 30)
     try:
-        process = Process(name, log, threads=threads)
+        process = Process(name, log, threads=threads, python=python)
     except OSError as error:
         raise BackendError(f"cannot start a process for '{name}': {error}") from error
     try:

@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
 from doorstep.backends.base import InstanceContext
+from doorstep.backends.table import find_backend
 from doorstep.errors import BackendError, DoorstepError, ErrorCode, FailureReason, InvalidArgument, Unavailable
 from doorstep.request import Batch, InferenceRequest
 from doorstep.workers.base import Done
@@ -69,6 +71,10 @@ def start_process_worker(
     Raises ConfigError or BackendError, with what the process said last, if the instance cannot be loaded.
     """
     log = log or context.log or log_to_model
+    python = find_backend(backend).environment(
+        context.config.proto, context.model_directory, context.version_directory, context.backend_config
+    )
+    context = replace(context, python=python)
     process = load_process(context, backend, log, spare)
     worker = ProcessWorker(context, backend, process, loop=loop, log=log, on_restart=on_restart)
     loop.call_soon_threadsafe(worker.attach)

@@ -6,6 +6,7 @@ has drained), inherits three descriptors and no more, and cannot outlive the ser
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 import os
@@ -17,8 +18,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import doorstep
+from doorstep.backends.base import PythonEnvironment
 from doorstep.errors import BackendError, ConfigError, DoorstepError, ErrorCode, Problem
 from doorstep.workers.frames import FrameBuffer, Kind, ProtocolError, frame
 from doorstep.workers.output import LineBudget, LineReader
@@ -48,10 +52,11 @@ class ProcessEnded(BackendError):
 class Process:
     """A worker process and our ends of all that connects us. One owner at a time: a loader's thread, then the loop."""
 
-    def __init__(self, name: str, log: Log, *, threads: int = 0) -> None:
+    def __init__(self, name: str, log: Log, *, threads: int = 0, python: PythonEnvironment | None = None) -> None:
         """Starts it; the process is importing when this returns. Raises OSError."""
         self.name = name
         self.threads = threads
+        self.python = python
         self.budget = LineBudget(lambda level, line: log(level, f"{self.name} | {line}"))
         self.frames = FrameBuffer()
         self._arrived: list[tuple[int, Any, bytearray]] = []
@@ -64,13 +69,13 @@ class Process:
         try:
             self.flags = mmap.mmap(flags_fd, FLAG_BYTES)
             self._popen = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-m", "doorstep.workers.child", *map(str, given)],
+                [*_command(python), *map(str, given)],
                 stdin=subprocess.DEVNULL,
                 stdout=out_theirs,
                 stderr=err_theirs,
                 pass_fds=given,
                 start_new_session=True,
-                env=_environment(threads),
+                env=_environment(threads, python),
             )
         except BaseException:
             ours.close()
@@ -236,8 +241,27 @@ def _for_clients(line: str) -> str:
     return "" if _STACK.match(line) else line
 
 
-def _environment(threads: int) -> Mapping[str, str]:
+def _command(python: PythonEnvironment | None) -> list[str]:
+    if python is None:
+        return [sys.executable, "-P", "-m", "doorstep.workers.child"]
+    package = Path(doorstep.__file__).parent
+    told = {
+        "first": python.paths,
+        "last": [str(package.parent), *(path for path in sys.path if os.path.isabs(path) and os.path.isdir(path))],
+        "package": str(package),
+        "version": sys.version_info[:2],
+    }
+    executable = str(python.executable or sys.executable)
+    return [executable, str(package / "workers" / "boot.py"), json.dumps(told)]
+
+
+def _environment(threads: int, python: PythonEnvironment | None) -> Mapping[str, str]:
     env = dict(os.environ)
+    if python is not None:
+        if python.executable is not None:
+            for name in ("PYTHONHOME", "__PYVENV_LAUNCHER__"):  # they say where another Python's library is
+                env.pop(name, None)
+        env.update(python.variables)
     if threads > 0:
         for name in _THREAD_VARIABLES:
             env.setdefault(name, str(threads))
