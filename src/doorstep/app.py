@@ -17,6 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
+from doorstep.client_memory import Regions
 from doorstep.config.load import load_config, parse_json_config
 from doorstep.config.model import ModelConfig
 from doorstep.config.options import ServerOptions, TlsFiles
@@ -75,9 +76,18 @@ class App:
             self._read_config,
             parse_json_config,
         )
-        self.server = InferenceServer(self.repository, name=options.id, strict_readiness=options.strict_readiness)
+        self.server = InferenceServer(
+            self.repository,
+            name=options.id,
+            strict_readiness=options.strict_readiness,
+            regions=Regions(allowed=options.allow_client_shm),
+        )
         self.services = Services(
-            infer=self.server.infer, config=self._config_of, ready=self.server.model_ready, handlers={}
+            infer=self.server.infer,
+            config=self._config_of,
+            ready=self.server.model_ready,
+            handlers={},
+            host_policies=options.host_policies,
         )
         self._load_options = LoadOptions(
             options.backend_config,

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from doorstep.config.host_policy import HostPolicy
 from doorstep.config.model import ModelConfig
 from doorstep.request import InferenceRequest
 
@@ -32,7 +33,7 @@ class Services:
     handlers: dict[str, Handler] = field(default_factory=dict)
     cache: Any = None  # cache.ResponseCache, with --cache-config
     limiter: Any = None  # scheduler.rate_limiter.RateLimiter, with --rate-limit
-    host_policies: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # --host-policy: name → key → value
+    host_policies: Mapping[str, HostPolicy] = field(default_factory=dict)  # --host-policy, by name
 
 
 NO_SERVICES = Services()

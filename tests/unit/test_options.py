@@ -200,7 +200,9 @@ def example(name: str) -> str:
         return str(not option.default).lower()
     if isinstance(option.default, int | float):
         return str(int(option.default) + 1)
-    return {"backend-config": "a,b=c", "http-restricted-api": "health:k=v"}.get(name, "x")
+    return {"backend-config": "a,b=c", "host-policy": "a,cpu-cores=0-1", "http-restricted-api": "health:k=v"}.get(
+        name, "x"
+    )
 
 
 @pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.REFUSED])

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from doorstep.backends.gather import Gatherer, Run
 from doorstep.backends.ragged import RaggedGatherer
+from doorstep.config.host_policy import ANYWHERE, HostPolicy
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError
 from doorstep.request import Batch, InferenceRequest, Parameter
@@ -95,6 +96,7 @@ class InstanceContext:
     threads: int = 0  # how many cores this instance may count on; 0: the backend's own default
     backend_config: Mapping[str, str] = field(default_factory=dict)  # --backend-config=<backend>,<key>=<value>
     log: Callable[[str, str], None] | None = None  # log(level, message); level is INFO, WARNING, ERROR or VERBOSE
+    host_policy: HostPolicy = ANYWHERE  # where its threads run
     server: ServerAccess | None = None  # None: there is no server to ask (doorstep check, a test)
     python: PythonEnvironment | None = None  # for an instance in a process; None: the server's own
 

@@ -23,6 +23,7 @@ class Kind(Enum):
     CHOICE = "a choice"
     VERBOSITY = "a whole number, true or false"
     SETTING = "<backend>,<setting>=<value> or <setting>=<value>"
+    POLICY = "<policy>,<setting>=<value>"
     RESTRICTION = "<api>[,<api>…]:<header>=<value>"
 
 
@@ -162,9 +163,9 @@ OPTIONS: tuple[Option, ...] = (
     _option("cuda-virtual-address-size", "Other", "CUDA addresses.", repeats=True, **_NO_GPU_MEMORY),
     _option("min-supported-compute-capability", "Other", "Oldest GPU.", NUM, 6.0, status=NO_EFFECT, why="each backend's library decides which GPUs it can use"),
     _option("buffer-manager-thread-count", "Other", "Copy threads.", INT, 0, status=NO_EFFECT, why="instances gather their own inputs"),
-    _option("host-policy", "Other", "NUMA node and cores.", repeats=True, status=REFUSED, why="there are no host policies; start the server under taskset or numactl"),
+    _option("host-policy", "Models", "Where instances run: <policy>,cpu-cores=0-3 or <policy>,numa-node=0. The policy is an instance group's host_policy; cpu and gpu_<n> are those of groups that name none. May be repeated.", Kind.POLICY, repeats=True, field="host_policies"),
     _option("model-load-gpu-limit", "Other", "GPU memory limit.", repeats=True, status=REFUSED, why="GPU memory is not watched"),
-    _option("allow-client-shm", "Other", "Clients' shared memory.", BOOL, False, status=REFUSED, why="clients' shared memory is not used"),
+    _option("allow-client-shm", "Listening", "Clients may hand over tensors in shared memory (/dev/shm), and have any of its objects read and written that the server may.", BOOL, False),
     _option("allow-sagemaker", "Other", "SageMaker.", BOOL, False, status=REFUSED, why="there is no SageMaker front"),
     _option("sagemaker-port", "Other", "Its port.", INT, 8080, status=REFUSED, why="there is no SageMaker front"),
     _option("sagemaker-safe-port-range", "Other", "Its ports.", status=REFUSED, why="there is no SageMaker front"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from doorstep.config.host_policy import CORES, NUMA_NODE, HostPolicy, parse_host_policy
 from doorstep.config.option_table import BY_NAME, RESTRICTED_CATEGORIES, Kind, Option, Status
 from doorstep.config.survey import suggest
 from doorstep.config.usage import usage
@@ -66,6 +67,7 @@ class ServerOptions:
     reuse_grpc_port: bool = False
     grpc_restricted: Mapping[str, Restriction] = field(default_factory=dict)
     grpc_infer_response_compression_level: str = "none"  # none, low, medium, high
+    host_policies: Mapping[str, HostPolicy] = field(default_factory=dict)  # by name
     allow_metrics: bool = True
     allow_cpu_metrics: bool = True
     metrics_address: str = "127.0.0.1"
@@ -81,6 +83,7 @@ class ServerOptions:
     log_error: bool = True
     log_file: str = ""
     access_log: bool = False
+    allow_client_shm: bool = False
     notes: tuple[str, ...] = ()  # for the log: options without effect, deprecated ones
 
 
@@ -170,6 +173,11 @@ def _value(option: Option, text: str) -> Any:
             raise _bad(option, text)
         case Kind.SETTING:
             return _setting(option, text)
+        case Kind.POLICY:
+            policy, key, value = _setting(option, text)
+            if not policy:
+                raise _bad(option, text)
+            return policy, key, value
         case Kind.RESTRICTION:
             return _restriction(option, text)
     return text
@@ -244,6 +252,7 @@ def _assemble(repositories: list[str], given: dict[str, list[Any]], notes: list[
     values["model_repositories"] = tuple(dict.fromkeys(repositories))
     values["load_models"] = _load_models(values, given)
     values["backend_config"] = _backend_config(given.get("backend-config", ()))
+    values["host_policies"] = _host_policies(given.get("host-policy", ()))
     values["http_restricted"] = _restricted(given.get("http-restricted-api", ()), "http-restricted-api", "api", "")
     values["grpc_restricted"] = _restricted(
         given.get("grpc-restricted-protocol", ()), "grpc-restricted-protocol", "protocol", GRPC_RESTRICTED_PREFIX
@@ -279,6 +288,23 @@ def _backend_config(settings: Sequence[tuple[str, str, str]]) -> dict[str, dict[
             shown = f"{backend},default-max-batch-size={size}".lstrip(",")
             raise OptionError(f"--backend-config={shown}: expected a whole number, 0 or more")
     return config
+
+
+def _host_policies(settings: Sequence[tuple[str, str, str]]) -> dict[str, HostPolicy]:
+    written: dict[str, dict[str, str]] = {}
+    for policy, key, value in settings:
+        if key not in (CORES, NUMA_NODE):
+            raise OptionError(
+                f"--host-policy={policy},{key}={value}: unknown setting; there are {CORES} and {NUMA_NODE}"
+            )
+        written.setdefault(policy, {})[key] = value
+    policies = {}
+    for policy, said in written.items():
+        try:
+            policies[policy] = parse_host_policy(said)
+        except InvalidArgument as error:
+            raise OptionError(f"--host-policy={policy},…: {error.message}") from None
+    return policies
 
 
 def _restricted(

@@ -50,7 +50,6 @@ WITHOUT_EFFECT = (
     Missing("optimization.eager_batching", "batches are gathered when they run"),
     Missing("instance_group.rate_limiter", "there is no rate limiter"),
     Missing("instance_group.secondary_devices", "there are no secondary devices"),
-    Missing("instance_group.host_policy", "there are no host policies"),
     Missing("instance_group.passive", "there are no passive instances; this one serves"),
     Missing("instance_group.profile", "profiles belong to TensorRT"),
     Missing("cc_model_filenames", "default_model_filename is used on every GPU"),

@@ -16,6 +16,7 @@ from doorstep import proto
 from doorstep.backends.base import Backend, CompletionContext, InstanceContext, PythonEnvironment
 from doorstep.errors import BackendError, InvalidArgument
 from doorstep.workers.frames import Kind, ProtocolError
+from doorstep.workers.host_policy import pinned
 from doorstep.workers.spawn import Log, Process
 
 logger = logging.getLogger("doorstep.model")
@@ -96,10 +97,15 @@ def complete_config_in_process(
 def load_process(context: InstanceContext, backend: str, log: Log, spare: Process | None = None) -> Process:
     """A process with the instance loaded. Raises what the backend raised, or BackendError."""
     settings = context.backend_config
-    if spare is not None and (spare.threads != context.threads or spare.python != context.python):
+    if spare is not None and (
+        context.host_policy or spare.threads != context.threads or spare.python != context.python
+    ):
         spare.close()
         spare = None
-    process = spare or _begin(context.instance_name, log, settings, context.threads, context.python)
+    if spare is None:
+        with pinned(context.host_policy):  # the process begins with what the thread that starts it has
+            spare = _begin(context.instance_name, log, settings, context.threads, context.python)
+    process = spare
     process.name = context.instance_name
     config = context.config
     try:

@@ -13,9 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from doorstep.backends.base import Backend, InstanceContext
+from doorstep.config.host_policy import ANYWHERE, HostPolicy
 from doorstep.errors import ConfigError, Problem
 from doorstep.services import NO_SERVICES, Services
 from doorstep.workers.base import Worker
+from doorstep.workers.host_policy import pinned
 from doorstep.workers.inline import InlineWorker
 from doorstep.workers.process import start_process_worker
 from doorstep.workers.sample import measure_ns, sample_bytes
@@ -26,6 +28,8 @@ logger = logging.getLogger("doorstep.model")
 
 INLINE_NS = 200_000  # a largest batch that takes longer does not run on the event loop
 INLINE_BYTES = 8 << 20  # of a largest batch; to touch more takes longer than that
+# The policies of groups that name none (tritonserver's --host-policy).
+_POLICY_NAMES = {"KIND_CPU": "cpu", "KIND_GPU": "gpu_{}", "KIND_MODEL": "model"}
 EXECUTIONS = ("inline", "thread", "process", "auto")
 
 
@@ -72,7 +76,9 @@ class InstanceStarter:
             problem = Problem("parameters['execution']", f"is '{execution}'", f"use one of {', '.join(EXECUTIONS)}")
             raise ConfigError(self._context.config.name, [problem])
         if execution == "auto":
-            inline = self._try_inline(contexts[0]) if len(contexts) == 1 else None
+            # A host policy is for threads of the model's own; the event loop stays where it is.
+            alone = len(contexts) == 1 and not contexts[0].host_policy
+            inline = self._try_inline(contexts[0]) if alone else None
             if inline is not None:
                 workers.append(inline)
                 return "inline"
@@ -86,14 +92,21 @@ class InstanceStarter:
         groups = self._context.config.proto.instance_group
         threads = max(len(os.sched_getaffinity(0)) // max(sum(group.count for group in groups), 1), 1)
         for group in groups:
+            kind = _kind_name(group)
             for number in range(group.count):
+                device_id = group.gpus[number % len(group.gpus)] if group.gpus else 0
+                policy = self._host_policy(group.host_policy or _POLICY_NAMES[kind].format(device_id))
                 yield replace(
                     self._context,
                     instance_name=f"{group.name}_{number}",
-                    kind=_kind_name(group),
-                    device_id=group.gpus[number % len(group.gpus)] if group.gpus else 0,
-                    threads=threads,
+                    kind=kind,
+                    device_id=device_id,
+                    threads=min(threads, len(policy.cores)) if policy.cores else threads,
+                    host_policy=policy,
                 )
+
+    def _host_policy(self, name: str) -> HostPolicy:
+        return self._services.host_policies.get(name, ANYWHERE)
 
     def _start_one(self, execution: str, context: InstanceContext) -> Worker:
         if execution == "process":
@@ -102,9 +115,13 @@ class InstanceStarter:
                 context, self._backend.name, loop=self._loop, on_restart=self._on_restart, spare=spare
             )
         if execution == "inline":
+            if context.host_policy:
+                logger.warning("%s: its host policy has no effect: it runs on the event loop", context.instance_name)
             instance = self._backend.load_instance(replace(context, threads=1))
             return InlineWorker(context.instance_name, instance, self._on_slow)
-        return ThreadWorker(context.instance_name, self._backend.load_instance(context), self._loop)
+        with pinned(context.host_policy):  # the library's own threads are the thread's that loads
+            instance = self._backend.load_instance(context)
+        return ThreadWorker(context.instance_name, instance, self._loop, context.host_policy)
 
     def _try_inline(self, context: InstanceContext) -> Worker | None:
         """An inline worker if the model is fast enough for the event loop, measured on zeros at its largest batch."""

@@ -12,16 +12,26 @@ from queue import SimpleQueue
 from typing import Any
 
 from doorstep.backends.base import ModelInstance
+from doorstep.config.host_policy import ANYWHERE, HostPolicy
+from doorstep.errors import DoorstepError
 from doorstep.request import Batch, Emit
 from doorstep.workers.base import Done
 from doorstep.workers.execute import execute
+from doorstep.workers.host_policy import pin
 
 
 class ThreadWorker:
     execution = "thread"
 
-    def __init__(self, name: str, instance: ModelInstance, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        name: str,
+        instance: ModelInstance,
+        loop: asyncio.AbstractEventLoop,
+        host_policy: HostPolicy = ANYWHERE,
+    ) -> None:
         self.name = name
+        self._host_policy = host_policy
         self.instance = instance
         self._loop = loop
         self._work: SimpleQueue[tuple[Batch, Done] | None] = SimpleQueue()
@@ -39,6 +49,9 @@ class ThreadWorker:
         self.instance.unload()
 
     def _run(self) -> None:
+        if self._host_policy:
+            with contextlib.suppress(DoorstepError):  # it was possible when the instance was loaded
+                pin(self._host_policy)
         while (item := self._work.get()) is not None:
             batch, done = item
             execute(self.instance, batch, self.name)
