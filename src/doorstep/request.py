@@ -38,6 +38,7 @@ class InferenceRequest:
         "model_name",
         "model_version",
         "on_cancel",
+        "on_room",
         "parameters",
         "priority",
         "queued_ns",
@@ -48,6 +49,7 @@ class InferenceRequest:
         "sequence_end",
         "sequence_start",
         "slot",
+        "tally",
         "timeout_us",
         "trace",
     )
@@ -83,7 +85,12 @@ class InferenceRequest:
         self.sequence_end = False
         self.cancelled = False
         self.on_cancel: Callable[[InferenceRequest], None] | None = None  # set by whoever holds it and can stop early
+        # Back-pressure for those that get many responses. A sender whose client reads too slowly sets `stalled`; when
+        # there is room again it clears it and calls `room`, and whoever runs the model lets it go on.
+        self.stalled = False
+        self.on_room: Callable[[InferenceRequest], None] | None = None
         self.slot: Any = None  # the scheduler's note: the place of its sequence, its level in the queue
+        self.tally: Any = None  # a stats.ComputeTally of whoever wants to know what it cost: the ensemble it is a step of
         self.trace: Any = None  # a trace.Trace while somebody wants to know what became of it
 
     def cancel(self) -> None:
@@ -92,6 +99,13 @@ class InferenceRequest:
             self.cancelled = True
             if self.on_cancel is not None:
                 self.on_cancel(self)
+
+    def room(self) -> None:
+        """The client has read what it was sent: the next responses may come."""
+        if self.stalled:
+            self.stalled = False
+            if self.on_room is not None:
+                self.on_room(self)
 
     def __repr__(self) -> str:
         version = f":{self.model_version}" if self.model_version else ""
