@@ -49,6 +49,7 @@ class InferenceRequest:
         "sequence_end",
         "sequence_start",
         "slot",
+        "stalled",
         "tally",
         "timeout_us",
         "trace",
