@@ -13,8 +13,9 @@ import pytest
 from doorstep.errors import BackendError, ErrorCode, FailureReason, QueueRejected
 from doorstep.request import Batch, InferenceRequest, InferenceResponse
 from doorstep.scheduler.default import ALONE, DefaultScheduler
-from doorstep.scheduler.dynamic import DynamicBatchScheduler, QueuePolicy
+from doorstep.scheduler.dynamic import DynamicBatchScheduler
 from doorstep.scheduler.plan import BatchPolicy
+from doorstep.scheduler.queue import QueuePolicy
 from doorstep.stats import ModelStatistics
 from doorstep.types import FP32, Tensor
 

@@ -1,7 +1,7 @@
 """Queues a model's requests and hands them to its workers in batches. Knows no protocol, no library and no tensor.
 
-`plan` decides, and the runner runs; this file keeps the queue and one timer. All of it is touched only from the event
-loop, so there is no lock.
+`plan` decides, and the runner runs; this file keeps the queue and one timer. The queue is a deque, or a PriorityQueue
+where the config asks for priorities or timeouts. All of it is touched only from the event loop, so there is no lock.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from doorstep.errors import DoorstepError, FailureReason, QueueRejected
+from doorstep.errors import QueueRejected
 from doorstep.request import InferenceRequest, cancelled_error
 from doorstep.scheduler.plan import BatchPolicy, Dispatch, WaitUntil, plan
+from doorstep.scheduler.queue import QUEUE_FULL, TIMEOUT_EXPIRED, Priorities, PriorityQueue, QueuePolicy
+from doorstep.scheduler.rate_limiter import RateLimiter
 from doorstep.scheduler.runner import Runner
 from doorstep.scheduler.timer import Alarm
 from doorstep.stats import ModelStatistics
@@ -23,16 +24,8 @@ from doorstep.workers.base import Worker
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"  # Triton's
 
 
-@dataclass(frozen=True, slots=True)
-class QueuePolicy:
-    """How long, and how many, requests may wait (ModelQueuePolicy in config.pbtxt)."""
-
-    max_size: int = 0  # 0: no bound of its own
-    default_timeout_ns: int = 0  # 0: none
-    allow_override: bool = False  # a request's own `timeout`, if shorter, counts
-
-
 NO_LIMITS = QueuePolicy()
+NO_PRIORITIES = Priorities()
 
 
 class DynamicBatchScheduler:
@@ -48,15 +41,18 @@ class DynamicBatchScheduler:
         *,
         loop: asyncio.AbstractEventLoop,
         queue_policy: QueuePolicy = NO_LIMITS,
+        priorities: Priorities = NO_PRIORITIES,
         preserve_ordering: bool = False,
         key_of: Callable[[InferenceRequest], object] | None = None,
+        limiter: RateLimiter | None = None,
+        hold_until: int = 0,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """`hold_until`: nothing runs, and no timeout expires, before so many requests wait; for tests of clients."""
         self.policy = policy
         self._stats = stats
         self._loop = loop
         self._queue_policy = queue_policy
-        self._has_timeouts = bool(queue_policy.default_timeout_ns or queue_policy.allow_override)
         self._key_of = key_of
         self._clock = clock
         self._runner = Runner(
@@ -68,11 +64,16 @@ class DynamicBatchScheduler:
             on_idle=self._on_idle,
             on_reschedule=self._put_back,
             preserve_ordering=preserve_ordering,
+            limiter=limiter,
             clock=clock,
         )
         self._idle = self._runner.idle
         self._queue: deque[InferenceRequest] = deque()  # may hold cancelled requests until the next look
-        self._dead_in_queue = 0  # cancelled or expired, already answered, not yet taken out
+        self._dead_in_queue = 0  # cancelled, already answered, not yet taken out
+        plain = not priorities.levels and not queue_policy.has_timeouts
+        self._levels = None if plain else PriorityQueue(queue_policy, priorities)  # in place of `_queue`
+        self._hold_until = hold_until
+        self._is_limited = limiter is not None
         self._pump_soon = False
         self._pumping = False
         self._alarm = Alarm(loop, self._on_alarm)  # at the earliest time anything has to be looked at
@@ -83,7 +84,7 @@ class DynamicBatchScheduler:
 
     @property
     def queued_count(self) -> int:
-        return len(self._queue) - self._dead_in_queue
+        return len(self._queue) - self._dead_in_queue if self._levels is None else len(self._levels)
 
     @property
     def inflight_count(self) -> int:
@@ -95,21 +96,24 @@ class DynamicBatchScheduler:
 
     @property
     def queue_limit(self) -> int:
-        return self._queue_policy.max_size
+        return self._queue_policy.max_size if self._levels is None else self._levels.limit
 
     def enqueue(self, request: InferenceRequest) -> None:
         if self._stopping:
             raise QueueRejected(STOPPING)
-        limit = self._queue_policy.max_size
-        if limit and self.queued_count >= limit:
-            raise QueueRejected("Exceeds maximum queue size")
         if self._key_of is not None:
             request.batch_key = self._key_of(request)
         request.queued_ns = self._clock()
+        if self._levels is None:
+            limit = self._queue_policy.max_size
+            if limit and self.queued_count >= limit:
+                raise QueueRejected(QUEUE_FULL)
+            self._queue.append(request)
+        else:
+            expires_ns = self._levels.append(request)
+            if expires_ns:
+                self._alarm.set(expires_ns)
         request.on_cancel = self._on_cancel
-        if self._has_timeouts:
-            self._set_deadline(request)
-        self._queue.append(request)
         # Whatever else arrives in this turn of the loop can share the batch.
         if not self._pump_soon and self._idle:
             self._pump_soon = True
@@ -117,6 +121,9 @@ class DynamicBatchScheduler:
 
     def stop(self) -> None:
         self._stopping = True
+        if self._hold_until:
+            self._hold_until = 0
+            self._on_alarm()
 
     async def drained(self) -> None:
         """Returns when nothing is queued and nothing runs."""
@@ -128,25 +135,40 @@ class DynamicBatchScheduler:
 
     def replace_worker(self, old: Worker, new: Worker) -> None:
         """Puts `new` where `old` was. Only while `old` is idle."""
-        self._idle[self._idle.index(old)] = new
+        self._runner.replace_worker(old, new)
+
+    def add_worker(self, worker: Worker) -> None:
+        """One more, ready to run."""
+        self._runner.add_worker(worker)
+
+    async def remove_worker(self, worker: Worker) -> None:
+        """Gives it nothing more to do; returns when it may be closed."""
+        await self._runner.remove_worker(worker)
 
     # Decide, then act
 
     def _on_idle(self, worker: Worker) -> None:
-        if self._queue and not self._pumping:
+        if not self._pumping and (self._queue or self._levels or self._is_limited):
             self._pump()
 
     def _pump(self) -> None:
         self._pump_soon = False
         if self._pumping:
             return
+        if self._hold_until:
+            if self.queued_count < self._hold_until:
+                return
+            self._hold_until = 0
         self._pumping = True
         try:
-            while self._idle and self._queue:
+            while self._idle and (self._queue or self._levels):
                 if self._dead_in_queue:
                     self._bury()
-                match plan(self._queue, self._clock(), self.policy):
+                now = self._clock()
+                match plan(self._queue if self._levels is None else self._levels.walk(now), now, self.policy):
                     case Dispatch(count):
+                        if self._is_limited and not self._runner.claim():
+                            break
                         self._dispatch(count)
                     case WaitUntil(ns):
                         self._alarm.set(ns)
@@ -155,14 +177,19 @@ class DynamicBatchScheduler:
                         break
         finally:
             self._pumping = False
+        if self._is_limited:
+            self._runner.disclaim()
+        if self._levels is not None and self._levels.rejected:
+            self._refuse_expired(self._levels)
 
     def _dispatch(self, count: int) -> None:
-        queue = self._queue
-        if count == len(queue):
-            requests = list(queue)
-            queue.clear()
+        if self._levels is not None:
+            requests = [self._levels.popleft() for _ in range(count)]
+        elif count == len(self._queue):
+            requests = list(self._queue)
+            self._queue.clear()
         else:
-            requests = [queue.popleft() for _ in range(count)]
+            requests = [self._queue.popleft() for _ in range(count)]
         rows = 0
         for request in requests:
             rows += request.rows
@@ -172,7 +199,10 @@ class DynamicBatchScheduler:
         """Its model wants to see it again."""
         request.queued_ns = self._clock()
         request.on_cancel = self._on_cancel
-        self._queue.append(request)
+        if self._levels is None:
+            self._queue.append(request)
+        else:
+            self._levels.put_back(request)
         if not self._pump_soon:
             self._pump_soon = True
             self._loop.call_soon(self._pump)
@@ -181,12 +211,11 @@ class DynamicBatchScheduler:
 
     def _cancel(self, request: InferenceRequest) -> None:
         """Answers at once. In the queue it is skipped; in a batch its result is thrown away."""
-        self._end_early(request, cancelled_error())
-
-    def _end_early(self, request: InferenceRequest, error: DoorstepError) -> None:
-        if request in self._queue:
+        if self._levels is not None:
+            self._levels.remove(request)
+        elif request in self._queue:
             self._dead_in_queue += 1
-        self._runner.end_early(request, error)
+        self._runner.end_early(request, cancelled_error())
 
     def _bury(self) -> None:
         self._queue = deque(r for r in self._queue if not r.cancelled)
@@ -194,29 +223,17 @@ class DynamicBatchScheduler:
 
     # Time
 
-    def _set_deadline(self, request: InferenceRequest) -> None:
-        policy = self._queue_policy
-        timeout_ns = policy.default_timeout_ns
-        if policy.allow_override and request.timeout_us:
-            asked_ns = request.timeout_us * 1000
-            timeout_ns = min(asked_ns, timeout_ns) if timeout_ns else asked_ns
-        if timeout_ns:
-            request.deadline_ns = request.queued_ns + timeout_ns
-            self._alarm.set(request.deadline_ns)
-
     def _on_alarm(self) -> None:
-        now = self._clock()
-        if self._has_timeouts:
-            next_ns = 0
-            for request in list(self._queue):
-                if request.cancelled or not request.deadline_ns:
-                    continue
-                if request.deadline_ns <= now:
-                    self._end_early(request, QueueRejected("Request timeout expired", reason=FailureReason.REJECTED))
-                elif not next_ns or request.deadline_ns < next_ns:
-                    next_ns = request.deadline_ns
-            if self._dead_in_queue:
-                self._bury()
+        if self._hold_until:
+            return
+        if self._levels is not None:
+            next_ns = self._levels.expire(self._clock())
             if next_ns:
                 self._alarm.set(next_ns)
+            self._refuse_expired(self._levels)
         self._pump()
+
+    def _refuse_expired(self, levels: PriorityQueue) -> None:
+        requests, levels.rejected = levels.rejected, []
+        for request in requests:
+            self._runner.end_early(request, QueueRejected(TIMEOUT_EXPIRED))

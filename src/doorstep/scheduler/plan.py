@@ -1,14 +1,14 @@
 """When to run a batch, and which requests are in it. Knows no clock, no thread, no tensor.
 
-The rule is Triton's dynamic batcher's (model_configuration.md, "Dynamic Batcher"): requests are taken in order, never
-split; the largest preferred size that can be had is sent at once; otherwise a batch waits for company until its oldest
-request has waited `max_delay_ns`.
+The rule is Triton's dynamic batcher's (GetDynamicBatch in core): requests are taken in order, never split; the largest
+preferred size that can be had is sent at once; otherwise a batch waits for company until its oldest request has waited
+`max_delay_ns`, and then takes all that fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -26,6 +26,12 @@ class BatchPolicy:
     preferred_rows: frozenset[int] = frozenset()
     max_delay_ns: int = 0
     together: bool = True  # False: every request is a batch of its own
+    # The largest preferred size: a batch that has got so far does not wait for more, and one that would go beyond it
+    # is cut before that, unless it is overdue.
+    largest_rows: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "largest_rows", max(self.preferred_rows, default=self.max_rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ _ALONE = _DISPATCH[1]
 
 
 def plan(queue: Iterable[Queued], now_ns: int, policy: BatchPolicy) -> Dispatch | WaitUntil | None:
-    """What to do with `queue`, oldest first and free of cancelled requests, while an instance is idle.
+    """What to do with `queue`, in the order its requests would run, without cancelled ones, while an instance is idle.
 
     None: the queue is empty. A single request larger than `max_rows` is sent alone; refusing it is validation's task.
     """
@@ -59,26 +65,35 @@ def plan(queue: Iterable[Queued], now_ns: int, policy: BatchPolicy) -> Dispatch 
         return _ALONE
     max_rows = policy.max_rows
     preferred = policy.preferred_rows
+    largest = policy.largest_rows
+    delay_ns = policy.max_delay_ns
     rows = first.rows
     count = 1
-    preferred_count = 1 if rows in preferred else 0
+    best = 1 if rows in preferred else 0  # requests of the best size so far; what goes beyond it waits for more
+    oldest_ns = first.queued_ns
     closed = rows >= max_rows  # nothing more can join
     if not closed:
         key = first.batch_key
         for request in waiting:
             grown = rows + request.rows
+            if grown > largest and not best:
+                best = count
             if grown > max_rows or request.batch_key != key:
                 closed = True
                 break
             rows = grown
             count += 1
+            if delay_ns and request.queued_ns < oldest_ns:  # by priority, the first need not be the oldest
+                oldest_ns = request.queued_ns
             if rows in preferred:
-                preferred_count = count
-        closed = closed or rows >= max_rows
-    if preferred_count:
-        return _dispatch(preferred_count)
-    due_ns = first.queued_ns + policy.max_delay_ns
-    if closed or now_ns >= due_ns:
+                best = count
+            if rows >= max_rows:
+                break
+    due_ns = oldest_ns + delay_ns
+    overdue = delay_ns != 0 and now_ns >= due_ns
+    if best and not overdue:
+        return _dispatch(best)
+    if closed or overdue or not delay_ns or rows >= largest:
         return _dispatch(count)
     return WaitUntil(due_ns)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from doorstep.errors import DoorstepError, Internal
 from doorstep.request import LATER, Batch, InferenceRequest, InferenceResponse, Outputs, Verdict, cancelled_error
+from doorstep.scheduler.order import AnswersInOrder
+from doorstep.scheduler.rate_limiter import RateLimiter, Ticket
 from doorstep.stats import ModelStatistics
 from doorstep.types import Tensor
 from doorstep.workers.base import Worker
@@ -38,6 +40,7 @@ class Runner:
         on_finished: Callable[[InferenceRequest], None] | None = None,
         settle: Settle | None = None,
         preserve_ordering: bool = False,
+        limiter: RateLimiter | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.idle: list[Worker] = list(workers)
@@ -53,8 +56,10 @@ class Runner:
         self._on_finished = on_finished
         self._settle = settle
         self._streams: dict[InferenceRequest, _Stream] = {}  # requests that get their responses one by one
-        # With one worker batches end in the order they began, so order needs no help.
-        self._in_order: deque[_Answer] | None = deque() if preserve_ordering and len(workers) > 1 else None
+        self._in_order = AnswersInOrder() if preserve_ordering else None
+        self._limiter = limiter
+        self._tickets: dict[Worker, Ticket] = {} if limiter is None else {w: limiter.ticket_of(w) for w in workers}
+        self._leaving: set[Worker] = set()  # busy ones that get no other batch
         self._empty: list[asyncio.Future[None]] = []  # somebody waits until nothing runs
         self._on_cancel = self.cancel
         self._on_done = self._complete
@@ -71,17 +76,22 @@ class Runner:
         batch.emit = self._on_emit
         self.running_count += len(requests)
         if self._in_order is not None:
-            self._in_order.extend(_Answer(r) for r in requests)
-        worker.submit(batch, self._on_done)
+            self._in_order.begin(requests)
+        if self._limiter is not None:
+            self._submit_when_granted(worker, batch, self._limiter)
+        else:
+            worker.submit(batch, self._on_done)
 
     def _complete(self, batch: Batch) -> None:
         """The worker is free first, the answers second: the next batch should not wait for encoding."""
         requests = batch.requests
         self.running_count -= len(requests)
-        self.idle.append(batch.worker)
         settle = self._settle
-        if settle is None:
-            self._on_idle(batch.worker)
+        is_idle = self._is_idle_again(batch.worker) if self._limiter is not None or self._leaving else True
+        if is_idle:
+            self.idle.append(batch.worker)
+            if settle is None:
+                self._on_idle(batch.worker)
         end_ns, start_ns = batch.compute_end_ns, batch.compute_start_ns
         name, version = self.name, self.version
         waits = []
@@ -92,6 +102,12 @@ class Runner:
                 continue
             if result is None:
                 result = Internal(f"model '{name}' gave no result for the request")
+            if self._streams and request in self._streams and not isinstance(result, Verdict):
+                self._emit(
+                    request, result, True
+                )  # it had responses before; where the last was among them, this is none
+                self._streams.pop(request, None)
+                continue
             if isinstance(result, DoorstepError):
                 self.stats.record_failure(end_ns - request.received_ns, result.reason)
                 response = InferenceResponse(name, version, request.id, (), result)
@@ -100,6 +116,8 @@ class Runner:
                 continue
             else:
                 waits.append((end_ns - request.received_ns, start_ns - request.queued_ns))
+                if request.tally is not None:
+                    request.tally.count(batch)
                 if settle is not None:
                     result = settle(request, result)
                 response = InferenceResponse(name, version, request.id, result)
@@ -113,7 +131,7 @@ class Runner:
             self._record(batch, waits)
         if later:
             self._leave_open(batch)
-        if settle is not None:
+        if settle is not None and is_idle:
             self._on_idle(batch.worker)
         for request, response in responses:
             self._answer(request, response)
@@ -125,7 +143,7 @@ class Runner:
         if self._in_order is None:
             request.sender.send(response, True)
         else:
-            self._answer_in_order(request, response)
+            self._in_order.add(request, response, True)
         if self._on_finished is not None:
             self._on_finished(request)
 
@@ -153,7 +171,10 @@ class Runner:
                 else:
                     self.running_count += 1
                     stream.counted = True
+                    stream.worker = batch.worker
             elif self._on_reschedule is not None:
+                if self._in_order is not None:
+                    self._in_order.forget(request)
                 self._on_reschedule(request)
             else:
                 error = Internal(f"model '{self.name}' asked for a request again, and its scheduler keeps none")
@@ -200,10 +221,16 @@ class Runner:
             numbers.compute_infer_count += 1
             numbers.compute_infer_ns += infer_ns
         if not final:
-            request.sender.send(response, False)
+            if self._in_order is None:
+                request.sender.send(response, False)
+            else:
+                self._in_order.add(request, response, False)
             numbers.compute_output_count += 1
             numbers.compute_output_ns += self._clock() - now
             return
+        self._end_stream(request, stream, response, now)
+
+    def _end_stream(self, request: InferenceRequest, stream: _Stream, response: InferenceResponse, now: int) -> None:
         stream.ended = True
         if stream.counted:
             del self._streams[request]
@@ -214,13 +241,15 @@ class Runner:
         else:
             queue_ns = max(stream.start_ns - request.queued_ns, 0)
             self.stats.record_successes([(now - request.received_ns, queue_ns)], 0, now - stream.start_ns, 0)
+            if request.tally is not None:
+                request.tally.add(0, now - stream.start_ns, 0)
         if request.trace is not None:
             request.trace.streamed(request, stream.start_ns, now)
         self._answer(request, response)
         if self._empty:
             self._tell_empty()
 
-    # Cancellation, and the order of answers
+    # Cancellation
 
     def cancel(self, request: InferenceRequest) -> None:
         """Answers a running request at once; what its batch makes of it is thrown away."""
@@ -244,28 +273,93 @@ class Runner:
                 del self._streams[request]
         self.stats.record_failure(now - request.received_ns, error.reason)
         request.sender.send(InferenceResponse(self.name, self.version, request.id, error=error), True)
-        if self._in_order:
-            self._send_in_order()
+        if self._in_order is not None:
+            self._in_order.advance()
         if self._on_finished is not None:
             self._on_finished(request)
         if self._empty:
             self._tell_empty()
 
-    def _answer_in_order(self, request: InferenceRequest, response: InferenceResponse) -> None:
-        """Notes the answer at its place, and sends what has become due."""
-        assert self._in_order is not None
-        for answer in self._in_order:
-            if answer.request is request:
-                answer.response = response
-                break
-        self._send_in_order()
+    # Workers that must ask the rate limiter first
 
-    def _send_in_order(self) -> None:
-        order = self._in_order
-        while order and (order[0].response is not None or order[0].request.cancelled):
-            answer = order.popleft()
-            if answer.response is not None:  # None: cancelled, and answered then
-                answer.request.sender.send(answer.response, True)
+    def claim(self) -> bool:
+        """Whether the last of the idle workers may run a batch now. If not, `on_idle` is called when one may."""
+        limiter = self._limiter
+        if limiter is None:
+            return True
+        tickets, idle = self._tickets, self.idle
+        granted = next((w for w in idle if tickets[w].granted), None)
+        if granted is None:
+            if any(tickets[w].on_grant is not None for w in idle):
+                return False  # one is in line: it says so when the time has come
+            first = min(idle, key=lambda w: tickets[w].turn)
+            if not limiter.ask(tickets[first], partial(self._on_idle, first)):
+                return False
+            granted = first
+        idle.remove(granted)
+        idle.append(granted)
+        return True
+
+    def disclaim(self) -> None:
+        """Gives back what idle workers have been granted, as nothing is left to run."""
+        if self._limiter is not None:
+            for worker in self.idle:
+                if self._tickets[worker].granted:
+                    self._limiter.release(self._tickets[worker], has_run=False)
+
+    def _submit_when_granted(self, worker: Worker, batch: Batch, limiter: RateLimiter) -> None:
+        ticket = self._tickets[worker]
+        if ticket.granted or limiter.ask(ticket, partial(self._submit_granted, worker, batch)):
+            worker.submit(batch, self._on_done)
+
+    def _submit_granted(self, worker: Worker, batch: Batch) -> None:
+        if all(request.cancelled for request in batch.requests):  # while they were in line
+            self._complete(batch)
+        else:
+            worker.submit(batch, self._on_done)
+
+    def _is_idle_again(self, worker: Worker) -> bool:
+        """After a batch. False: it was its last."""
+        if self._limiter is not None:
+            self._limiter.release(self._tickets[worker])
+        if worker in self._leaving:
+            self._leaving.remove(worker)
+            return False
+        return True
+
+    # Workers that come and go
+
+    def add_worker(self, worker: Worker) -> None:
+        """One more, ready to run."""
+        self.worker_count += 1
+        if self._limiter is not None:
+            self._tickets[worker] = self._limiter.ticket_of(worker)
+        self.idle.append(worker)
+        self._on_idle(worker)
+
+    async def remove_worker(self, worker: Worker) -> None:
+        """Gives it nothing more to do; returns when all it has been given is answered, and it may be closed."""
+        self.worker_count -= 1
+        if worker in self.idle:
+            self.idle.remove(worker)
+            ticket = self._tickets.get(worker)
+            if ticket is not None and ticket.on_grant is not None:  # in line: another must take its place
+                ticket.on_grant = None
+                self._on_idle(worker)
+        else:
+            self._leaving.add(worker)
+        await self.drained(lambda: worker not in self._leaving and not self._has_streams(worker))
+        self._tickets.pop(worker, None)
+
+    def replace_worker(self, old: Worker, new: Worker) -> None:
+        """Puts `new` where `old` was. Only while `old` is idle."""
+        self.idle[self.idle.index(old)] = new
+        if self._limiter is not None:
+            ticket = self._tickets[new] = self._tickets.pop(old)
+            self._limiter.assign(ticket, new)
+
+    def _has_streams(self, worker: Worker) -> bool:
+        return any(stream.worker is worker for stream in self._streams.values())
 
     # Ends
 
@@ -286,21 +380,12 @@ class Runner:
 class _Stream:
     """What has been said to a request that gets several responses."""
 
-    __slots__ = ("count", "counted", "ended", "last_ns", "start_ns")
+    __slots__ = ("count", "counted", "ended", "last_ns", "start_ns", "worker")
 
     def __init__(self, start_ns: int) -> None:
         self.count = 0
         self.counted = False  # its batch is done, and it counts as running by itself
+        self.worker: Worker | None = None  # then: where it runs
         self.ended = False
         self.start_ns = start_ns
         self.last_ns = start_ns
-
-
-class _Answer:
-    """A place in the order of answers."""
-
-    __slots__ = ("request", "response")
-
-    def __init__(self, request: InferenceRequest) -> None:
-        self.request = request
-        self.response: InferenceResponse | None = None
