@@ -26,14 +26,18 @@ from doorstep.errors import DoorstepError
 from doorstep.memory import limit_arenas
 from doorstep.model import LoadOptions, Model, load_model
 from doorstep.observability.access import access_hook
+from doorstep.observability.log_settings import LogSettings, current_handler
 from doorstep.observability.metrics import MetricsEndpoint
+from doorstep.observability.tracing import Tracing
 from doorstep.protocols import grpc_health, grpc_reflection, kserve
 from doorstep.protocols.kserve.categories import category_of
 from doorstep.repository.base import VersionSpec
 from doorstep.repository.repository import ModelRepository, RepositoryOptions
+from doorstep.scheduler.rate_limiter import RateLimiter
 from doorstep.security.restricted import restricted_gate
 from doorstep.server import InferenceServer
 from doorstep.services import Services
+from doorstep.trace import Tracer
 from doorstep.wire.context import ListenerContext
 from doorstep.wire.grpc import GrpcServer
 from doorstep.wire.grpc_compression import CompressionLevel
@@ -82,11 +86,16 @@ class App:
             strict_readiness=options.strict_readiness,
             regions=Regions(allowed=options.allow_client_shm),
         )
+        self.tracing = Tracing(options.trace, self._trace_with)
+        self.server.trace_settings = self.tracing.settings
+        self.server.log_settings = LogSettings(options, current_handler())
         self.services = Services(
             infer=self.server.infer,
             config=self._config_of,
+            model=self.server.model,
             ready=self.server.model_ready,
             handlers={},
+            limiter=RateLimiter(self._loop, options.rate_limit_resources) if options.rate_limit != "off" else None,
             host_policies=options.host_policies,
         )
         self._load_options = LoadOptions(
@@ -95,6 +104,9 @@ class App:
             config_name=options.model_config_name,
             services=self.services,
         )
+
+    def _trace_with(self, tracer: Tracer | None) -> None:
+        self.server.tracer = tracer
 
     def _config_of(self, name: str, version: str) -> ModelConfig:
         return self.server.model(name, version).config
@@ -242,6 +254,8 @@ class App:
         # Answers are written by now; connections get a moment to take them, and are closed.
         await asyncio.gather(*(listener.close(max(deadline - self._loop.time(), 0.1)) for listener in self.listeners))
         left = await self.server.stop(max(deadline - self._loop.time(), 1.0))
+        if not await asyncio.to_thread(self.tracing.close, max(deadline - self._loop.time(), 1.0)):
+            left.append("the writing of traces")
         for what in left:
             logger.warning("did not end in time: %s", what)
         logger.info("stopped")

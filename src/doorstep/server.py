@@ -6,8 +6,10 @@ All methods are called on the event loop.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from doorstep._version import __version__
+from doorstep.client_memory import Regions
 from doorstep.errors import DoorstepError, ErrorCode, Unavailable
 from doorstep.model import Model
 from doorstep.repository.base import IndexEntry, LoadRequest
@@ -36,13 +38,21 @@ EXTENSIONS = (
 
 class InferenceServer:
     def __init__(
-        self, repository: ModelRepository[Model], *, name: str = "doorstep", strict_readiness: bool = True
+        self,
+        repository: ModelRepository[Model],
+        *,
+        name: str = "doorstep",
+        strict_readiness: bool = True,
+        regions: Regions | None = None,
     ) -> None:
+        self.regions = regions or Regions()  # shared memory of clients'
         self.name = name
         self.version = __version__
         self.extensions = list(EXTENSIONS)
         self.repository = repository
         self._find = repository.find
+        self.trace_settings: Any = None  # observability.trace_settings.TraceSettings: what clients may see and change
+        self.log_settings: Any = None  # observability.log_settings.LogSettings, likewise
         self.tracer: Tracer | None = None  # while requests may be traced; fronts ask it about each
         self._strict_readiness = strict_readiness
         self._started = False  # the repository has loaded, or tried to load, what it should at start-up

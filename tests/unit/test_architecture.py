@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2] / "src" / "doorstep"
 
 TIERS = {
     "_version": 0, "errors": 0, "types": 0, "stats": 0, "memory": 0, "proto": 0,
-    "request": 1, "trace": 1, "config": 1, "wire": 1,
+    "request": 1, "trace": 1, "client_memory": 1, "config": 1, "wire": 1,
     "backends": 2, "repository": 2, "services": 2,
     "workers": 3,
     "scheduler": 4,

@@ -24,6 +24,7 @@ class Kind(Enum):
     VERBOSITY = "a whole number, true or false"
     SETTING = "<backend>,<setting>=<value> or <setting>=<value>"
     POLICY = "<policy>,<setting>=<value>"
+    RESOURCE = "<name>:<count>:<device> or <name>:<count>"
     RESTRICTION = "<api>[,<api>…]:<header>=<value>"
 
 
@@ -151,13 +152,13 @@ OPTIONS: tuple[Option, ...] = (
     _option("allow-cpu-metrics", "Listening", "nv_cpu_* among the metrics.", BOOL, True),
     _option("metrics-interval-ms", "Other", "Interval of metrics.", NUM, 2000.0, status=NO_EFFECT, why="metrics are counted when they are asked for"),
     _option("metrics-config", "Other", "Metrics settings.", repeats=True, status=REFUSED, why="histograms and counters are always on, summaries do not exist"),
-    _option("trace-config", "Other", "Tracing.", repeats=True, status=REFUSED, why="there is no tracing"),
+    _option("trace-config", "Tracing", "What is traced and where to: level=TIMESTAMPS, rate=, count=, mode=triton|opentelemetry, triton,file=, triton,log-frequency=, opentelemetry,url=, opentelemetry,resource=<key>=<value> … May be repeated (docs/observability.md).", repeats=True),
     _option("backend-directory", "Other", "Folder of backends.", status=NO_EFFECT, why="backends are Python packages, found by name"),
     _option("repoagent-directory", "Other", "Folder of repository agents.", status=NO_EFFECT, why="there are no repository agents"),
     _option("cache-directory", "Other", "Folder of caches.", status=NO_EFFECT, why="there is no response cache"),
     _option("cache-config", "Other", "Response cache.", repeats=True, status=REFUSED, why="there is no response cache"),
-    _option("rate-limit", "Other", "Rate limiter.", default="off", status=REFUSED, why="there is no rate limiter"),
-    _option("rate-limit-resource", "Other", "Its resources.", repeats=True, status=REFUSED, why="there is no rate limiter"),
+    _option("rate-limit", "Models", "execution_count: an instance runs when the resources of its rate_limiter are free and it is first by its priority and how often it has run; off: when it is idle.", Kind.CHOICE, "off", choices=("off", "execution_count")),
+    _option("rate-limit-resource", "Models", "How much there is of a resource of the rate limiter, on every device or on one. If none is given, as much as the instance that needs most of it. May be repeated.", Kind.RESOURCE, repeats=True, field="rate_limit_resources"),
     _option("pinned-memory-pool-byte-size", "Other", "Pinned memory.", INT, 256 * MIB, **_NO_GPU_MEMORY),
     _option("cuda-memory-pool-byte-size", "Other", "CUDA memory.", repeats=True, **_NO_GPU_MEMORY),
     _option("cuda-virtual-address-size", "Other", "CUDA addresses.", repeats=True, **_NO_GPU_MEMORY),
@@ -177,11 +178,11 @@ OPTIONS: tuple[Option, ...] = (
     # Deprecated by Triton, still parsed
     _option("strict-model-config", "Deprecated", "true is --disable-auto-complete-config.", BOOL, False, instead="--disable-auto-complete-config"),
     _option("response-cache-byte-size", "Deprecated", "Response cache.", INT, 0, status=REFUSED, why="there is no response cache"),
-    _option("trace-file", "Deprecated", "Tracing.", status=REFUSED, why="there is no tracing"),
-    _option("trace-level", "Deprecated", "Tracing.", default="OFF", repeats=True, status=REFUSED, why="there is no tracing"),
-    _option("trace-rate", "Deprecated", "Tracing.", INT, 1000, status=REFUSED, why="there is no tracing"),
-    _option("trace-count", "Deprecated", "Tracing.", INT, -1, least=-1, status=REFUSED, why="there is no tracing"),
-    _option("trace-log-frequency", "Deprecated", "Tracing.", INT, 0, status=REFUSED, why="there is no tracing"),
+    _option("trace-file", "Deprecated", "The file for traces.", repeats=True, instead="--trace-config triton,file=<file>"),
+    _option("trace-level", "Deprecated", "OFF, TIMESTAMPS or TENSORS. May be repeated.", default="OFF", repeats=True, instead="--trace-config level=<level>"),
+    _option("trace-rate", "Deprecated", "Trace every n-th request.", INT, 1000, repeats=True, most=2 * INT32_MAX + 1, instead="--trace-config rate=<n>"),
+    _option("trace-count", "Deprecated", "Traces to take; -1: any number.", INT, -1, repeats=True, least=-1, most=INT32_MAX, instead="--trace-config count=<n>"),
+    _option("trace-log-frequency", "Deprecated", "Traces per file.", INT, 0, repeats=True, most=2 * INT32_MAX + 1, instead="--trace-config triton,log-frequency=<n>"),
 )  # fmt: skip
 
 BY_NAME = {option.name: option for option in OPTIONS}

@@ -13,12 +13,14 @@ from typing import Any
 from doorstep.config.host_policy import CORES, NUMA_NODE, HostPolicy, parse_host_policy
 from doorstep.config.option_table import BY_NAME, RESTRICTED_CATEGORIES, Kind, Option, Status
 from doorstep.config.survey import suggest
+from doorstep.config.trace_options import TraceOptions, parse_trace_options
 from doorstep.config.usage import usage
 from doorstep.errors import InvalidArgument
 
 EXIT_BAD_OPTIONS = 2  # tritonserver's is 1
 GRPC_RESTRICTED_PREFIX = "triton-grpc-protocol-"
 
+EVERY_DEVICE = -1  # among the devices of rate_limit_resources
 _TRUE = {"true", "on", "1"}
 _FALSE = {"false", "off", "0"}
 
@@ -54,6 +56,8 @@ class ServerOptions:
     model_load_thread_count: int = 4
     model_load_retry_count: int = 0
     backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # backend, "" for all → key → value
+    rate_limit: str = "off"  # off, execution_count
+    rate_limit_resources: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # device or EVERY_DEVICE → name
     id: str = "doorstep"
     exit_timeout_secs: int = 30
     allow_http: bool = True
@@ -83,6 +87,7 @@ class ServerOptions:
     log_error: bool = True
     log_file: str = ""
     access_log: bool = False
+    trace: TraceOptions = field(default_factory=TraceOptions)
     allow_client_shm: bool = False
     notes: tuple[str, ...] = ()  # for the log: options without effect, deprecated ones
 
@@ -178,6 +183,8 @@ def _value(option: Option, text: str) -> Any:
             if not policy:
                 raise _bad(option, text)
             return policy, key, value
+        case Kind.RESOURCE:
+            return _resource(text)
         case Kind.RESTRICTION:
             return _restriction(option, text)
     return text
@@ -212,6 +219,28 @@ def _setting(option: Option, text: str) -> tuple[str, str, str]:
     if not equals or not key or not value or (comma and not backend):
         raise _bad(option, text)
     return backend, key, value
+
+
+def _resource(text: str) -> tuple[str, int, int]:
+    """(name, count, device); the text is Triton's."""
+    name, *numbers = text.split(":")
+    try:
+        amount, device = map(int, [*numbers, EVERY_DEVICE][:2] if len(numbers) < 3 else [""])
+    except ValueError:
+        what = "'<resource_name>:<count>:<device>' or '<resource_name>:<count>'"
+        raise OptionError(f"--rate-limit-resource option format is {what}. Got {text}") from None
+    if amount < 0:
+        raise OptionError(f"--rate-limit-resource={text}: there cannot be less than nothing of '{name}'")
+    return name, amount, device
+
+
+def _resources(given: Sequence[tuple[str, int, int]]) -> dict[int, dict[str, int]]:
+    """By device and name; of two numbers for one resource the smaller counts, as in Triton."""
+    resources: dict[int, dict[str, int]] = {}
+    for name, amount, device in given:
+        there = resources.setdefault(device, {})
+        there[name] = min(amount, there.get(name, amount))
+    return resources
 
 
 def _restriction(option: Option, text: str) -> tuple[tuple[str, ...], str, str]:
@@ -251,7 +280,12 @@ def _assemble(repositories: list[str], given: dict[str, list[Any]], notes: list[
         raise OptionError("no models: name a folder of models, as in `doorstep serve MODELS/`, or --model-repository")
     values["model_repositories"] = tuple(dict.fromkeys(repositories))
     values["load_models"] = _load_models(values, given)
+    try:
+        values["trace"] = parse_trace_options(given, notes)
+    except InvalidArgument as error:
+        raise OptionError(error.message) from None
     values["backend_config"] = _backend_config(given.get("backend-config", ()))
+    values["rate_limit_resources"] = _resources(given.get("rate-limit-resource", ()))
     values["host_policies"] = _host_policies(given.get("host-policy", ()))
     values["http_restricted"] = _restricted(given.get("http-restricted-api", ()), "http-restricted-api", "api", "")
     values["grpc_restricted"] = _restricted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import ParseDict
@@ -12,16 +12,13 @@ from google.protobuf.message import DecodeError
 from doorstep import proto
 from doorstep.errors import Internal, InvalidArgument, Unsupported
 from doorstep.protocols.kserve import metadata
+from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.grpc_infer import ModelInfer, echo_request_id
+from doorstep.protocols.kserve.grpc_settings import log_settings, trace_setting
 from doorstep.protocols.kserve.grpc_stream import stream_handler
-from doorstep.protocols.kserve.texts import (
-    LOGGING_LATER,
-    NO_REPOSITORY_NAME,
-    SHARED_MEMORY_DISABLED,
-    TRACE_LATER,
-    no_shared_memory_region,
-)
+from doorstep.protocols.kserve.texts import NO_REPOSITORY_NAME
 from doorstep.repository.base import LoadRequest
+from doorstep.wire.limits import WireLimits
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
@@ -33,17 +30,19 @@ SERVICE = "inference.GRPCInferenceService"
 Handler = Callable[["UnaryCall"], Any]
 
 
-def add_methods(grpc: GrpcServer, server: InferenceServer) -> None:
+def add_methods(
+    grpc: GrpcServer, server: InferenceServer, limits: WireLimits, forwarding: HeaderForwarding | None = None
+) -> None:
     """Every rpc of the service."""
-    for name, handler in unary_handlers(server).items():
+    for name, handler in unary_handlers(server, forwarding).items():
         grpc.add_unary(f"/{SERVICE}/{name}", handler)
-    grpc.add_stream(f"/{SERVICE}/ModelStreamInfer", stream_handler(server))
+    grpc.add_stream(f"/{SERVICE}/ModelStreamInfer", stream_handler(server, limits, forwarding))
 
 
-def unary_handlers(server: InferenceServer) -> dict[str, Handler]:
+def unary_handlers(server: InferenceServer, forwarding: HeaderForwarding | None = None) -> dict[str, Handler]:
     rpcs = Rpcs(server)
     return {
-        "ModelInfer": ModelInfer(server).infer,
+        "ModelInfer": ModelInfer(server, forwarding).infer,
         "ServerLive": answering(rpcs.server_live, "ServerLive"),
         "ServerReady": answering(rpcs.server_ready, "ServerReady"),
         "ModelReady": answering(rpcs.model_ready, "ModelReady"),
@@ -55,21 +54,14 @@ def unary_handlers(server: InferenceServer) -> dict[str, Handler]:
         "RepositoryModelLoad": awaiting(rpcs.load, "RepositoryModelLoad"),
         "RepositoryModelUnload": awaiting(rpcs.unload, "RepositoryModelUnload"),
         "SystemSharedMemoryStatus": answering(rpcs.system_shared_memory_status, "SystemSharedMemoryStatus"),
-        "SystemSharedMemoryRegister": refusing(SHARED_MEMORY_DISABLED),
-        "SystemSharedMemoryUnregister": refusing(SHARED_MEMORY_DISABLED),
+        "SystemSharedMemoryRegister": answering(rpcs.system_shared_memory_register, "SystemSharedMemoryRegister"),
+        "SystemSharedMemoryUnregister": answering(rpcs.system_shared_memory_unregister, "SystemSharedMemoryUnregister"),
         "CudaSharedMemoryStatus": answering(rpcs.cuda_shared_memory_status, "CudaSharedMemoryStatus"),
-        "CudaSharedMemoryRegister": refusing(SHARED_MEMORY_DISABLED),
-        "CudaSharedMemoryUnregister": refusing(SHARED_MEMORY_DISABLED),
-        "TraceSetting": refusing(TRACE_LATER),
-        "LogSettings": refusing(LOGGING_LATER),
+        "CudaSharedMemoryRegister": answering(rpcs.cuda_shared_memory_register, "CudaSharedMemoryRegister"),
+        "CudaSharedMemoryUnregister": answering(rpcs.cuda_shared_memory_unregister, "CudaSharedMemoryUnregister"),
+        "TraceSetting": answering(partial(trace_setting, server), "TraceSetting"),
+        "LogSettings": answering(partial(log_settings, server), "LogSettings"),
     }
-
-
-def refusing(text: str) -> Handler:
-    def handler(_: UnaryCall) -> None:
-        raise Unsupported(text)
-
-    return handler
 
 
 def answering(method: Callable[[Any], Any], name: str) -> Handler:
@@ -155,14 +147,31 @@ class Rpcs:
         await self._server.unload(request.model_name, dependents)
 
     def system_shared_memory_status(self, request: Any) -> Any:
-        if request.name:
-            raise no_shared_memory_region("system", request.name)
-        return proto.SystemSharedMemoryStatusResponse()
+        answer = proto.SystemSharedMemoryStatusResponse()
+        for r in self._server.regions.status(request.name):
+            region = answer.regions[r.name]
+            region.name, region.key, region.offset, region.byte_size = r.name, r.key, r.offset, r.byte_size
+        return answer
+
+    def system_shared_memory_register(self, request: Any) -> Any:
+        self._server.regions.register(request.name, request.key, request.offset, request.byte_size)
+        return proto.SystemSharedMemoryRegisterResponse()
+
+    def system_shared_memory_unregister(self, request: Any) -> Any:
+        self._server.regions.unregister(request.name)
+        return proto.SystemSharedMemoryUnregisterResponse()
 
     def cuda_shared_memory_status(self, request: Any) -> Any:
-        if request.name:
-            raise no_shared_memory_region("cuda", request.name)
+        self._server.regions.cuda_status(request.name)
         return proto.CudaSharedMemoryStatusResponse()
+
+    def cuda_shared_memory_register(self, request: Any) -> Any:
+        self._server.regions.register_cuda(request.name)
+        return proto.CudaSharedMemoryRegisterResponse()
+
+    def cuda_shared_memory_unregister(self, _: Any) -> Any:
+        self._server.regions.unregister_cuda()
+        return proto.CudaSharedMemoryUnregisterResponse()
 
 
 def _refuse_repository(request: Any) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from doorstep import proto
+from doorstep.client_memory import Loan
 from doorstep.errors import Internal, InvalidArgument
 from doorstep.protocols.kserve.bytes_tensors import tensor_of_elements
-from doorstep.protocols.kserve.grpc_parameters import apply_parameters, class_count, refuse_shared_memory
+from doorstep.protocols.kserve.grpc_parameters import apply_parameters, class_count, lent, shared_memory
 from doorstep.protocols.kserve.protobuf_wire import split_field
 from doorstep.protocols.kserve.tensor_bytes import binary_tensor
 from doorstep.protocols.kserve.wanted import ALL_BINARY, AS_BINARY, OutputForm, Wanted
@@ -64,9 +65,12 @@ def parse_request(message: Buffer) -> tuple[Any, Sequence[Buffer]]:
     return parsed, parsed.raw_input_contents
 
 
-def decode_infer(request: InferenceRequest, message: Any, raw: Sequence[Buffer]) -> tuple[Wanted, bool]:
+def decode_infer(
+    request: InferenceRequest, message: Any, raw: Sequence[Buffer], loan: Loan | None = None
+) -> tuple[Wanted, bool]:
     """Fills `request` with what `parse_request` gave; returns how the outputs are wanted, and whether the client of a
-    stream wants an empty final response. Raises DoorstepError; `request.id` is set first."""
+    stream wants an empty final response. Raises DoorstepError; `request.id` is set first. Regions of shared memory
+    that it names are noted in `loan`, which raises LongRead where one holds much."""
     request.id = request_id = message.id
     parameters = message.parameters
     wants_empty_final = bool(parameters) and apply_parameters(request, parameters)
@@ -90,9 +94,15 @@ def decode_infer(request: InferenceRequest, message: Any, raw: Sequence[Buffer])
         name = tensor.name
         datatype = DTYPES.get(tensor.datatype, INVALID)
         shape = tuple(tensor.shape)
-        if tensor.parameters:
-            refuse_shared_memory(name, tensor.parameters)
-        if tensor.HasField("contents"):
+        region = shared_memory(name, tensor.parameters) if tensor.parameters else None
+        if region is not None:
+            if tensor.HasField("contents"):
+                raise InvalidArgument(
+                    f"unexpected 'content' provided when using shared memory for input tensor '{name}' "
+                    f"for model '{model}'"
+                )
+            inputs[name] = binary_tensor(name, datatype, shape, lent(loan, region[0]).read(*region))
+        elif tensor.HasField("contents"):
             if has_raw:
                 raise InvalidArgument(
                     f"contents field must not be specified when using raw_input_contents for '{name}' "
@@ -105,7 +115,7 @@ def decode_infer(request: InferenceRequest, message: Any, raw: Sequence[Buffer])
         else:
             raise InvalidArgument(f"unable to find data for input tensor '{name}' for model '{model}' in request.")
 
-    return (_wanted(requested) if requested else ALL_BINARY), wants_empty_final
+    return (_wanted(requested, loan) if requested else ALL_BINARY), wants_empty_final
 
 
 def _check_names(request: InferenceRequest, messages: Sequence[Any]) -> None:
@@ -118,7 +128,7 @@ def _check_names(request: InferenceRequest, messages: Sequence[Any]) -> None:
         seen.add(message.name)
 
 
-def _wanted(outputs: Sequence[Any]) -> Wanted:
+def _wanted(outputs: Sequence[Any], loan: Loan | None) -> Wanted:
     forms: dict[str, OutputForm] = {}
     for output in outputs:
         parameters = output.parameters
@@ -127,8 +137,10 @@ def _wanted(outputs: Sequence[Any]) -> Wanted:
         classes = class_count(parameters)
         if classes and "shared_memory_region" in parameters:
             raise InvalidArgument("output can't set both 'shared_memory_region' and 'classification'")
-        refuse_shared_memory(output.name, parameters)
-        if classes:
+        region = shared_memory(output.name, parameters)
+        if region is not None:
+            forms[output.name] = OutputForm(place=lent(loan, region[0]).place(*region))
+        elif classes:
             forms[output.name] = OutputForm(binary=True, classes=classes)
     return Wanted(AS_BINARY, forms) if forms else ALL_BINARY
 

@@ -28,17 +28,14 @@ _JOINED_BYTES = 16_384  # a smaller message goes out as one buffer
 # Tags of length-delimited fields: number << 3 | 2.
 _ID = b"\x1a"  # ModelInferResponse.id = 3
 _OUTPUT = b"\x2a"  # ModelInferResponse.outputs = 5
-_RAW = b"\x32"  # ModelInferResponse.raw_output_contents = 6
+RAW = b"\x32"  # ModelInferResponse.raw_output_contents = 6
 _ERROR = b"\x0a"  # ModelStreamInferResponse.error_message = 1
-_RESPONSE = b"\x12"  # ModelStreamInferResponse.infer_response = 2
+STREAMED = b"\x12"  # ModelStreamInferResponse.infer_response = 2
 
 
 def encode_infer(response: InferenceResponse, wanted: Wanted, config: ModelConfig, extra: bytes = b"") -> Buffers:
     """A successful response as a ModelInferResponse. `extra` is more of the same message, already encoded."""
-    head = [_opening(response.model_name, response.model_version)]
-    if response.id:
-        text = response.id.encode()
-        head += (_ID, varint(len(text)), text)
+    head = [opening(response.model_name, response.model_version, response.id)]
     if response.parameters:
         head.append(_parameters(response.parameters))
     head.append(extra)
@@ -46,12 +43,17 @@ def encode_infer(response: InferenceResponse, wanted: Wanted, config: ModelConfi
     forms = wanted.forms
     for tensor in response.outputs:
         if forms and tensor.name in forms:
+            form = forms[tensor.name]
+            if form.place is not None:
+                form.place.put(tensor.name, tensor_bytes(tensor))
+                head.append(output(tensor.name, tensor.datatype, tensor.array.shape))
+                body += (RAW + b"\0", b"")  # the clients count on contents for every output
+                continue
             spec = config.outputs[tensor.name]
-            classes = forms[tensor.name].classes
-            tensor = classify(tensor, classes, spec.labels, batched=config.max_batch_size > 0)
-        head.append(_output(tensor.name, tensor.datatype, tensor.array.shape))
+            tensor = classify(tensor, form.classes, spec.labels, batched=config.max_batch_size > 0)
+        head.append(output(tensor.name, tensor.datatype, tensor.array.shape))
         data = tensor_bytes(tensor)
-        body += (_RAW + varint(len(data)), data)
+        body += (RAW + varint(len(data)), data)
     size = sum(map(len, head)) + sum(map(len, body))
     if size <= _JOINED_BYTES:
         return (b"".join(head + body),)  # type: ignore[operator]
@@ -63,26 +65,36 @@ def encode_infer(response: InferenceResponse, wanted: Wanted, config: ModelConfi
 
 def encode_stream(message: Buffers) -> Buffers:
     """A ModelInferResponse inside a ModelStreamInferResponse."""
-    first = b"".join((_RESPONSE, varint(sum(map(len, message))), message[0]))
+    first = b"".join((STREAMED, varint(sum(map(len, message))), message[0]))
     return (first, *message[1:])
 
 
 def encode_stream_error(text: str, inner: bytes) -> bytes:
     """A failed request of a stream: the error, and a ModelInferResponse that says which request it was."""
     error = text.encode("utf-8", "replace")
-    return b"".join((_ERROR, varint(len(error)), error, _RESPONSE, varint(len(inner)), inner))
+    return b"".join((_ERROR, varint(len(error)), error, STREAMED, varint(len(inner)), inner))
+
+
+def opening(name: str, version: str, request_id: str) -> bytes:
+    """What a response says before its outputs."""
+    made = _of_model(name, version)
+    if request_id:
+        text = request_id.encode()
+        made = b"".join((made, _ID, varint(len(text)), text))
+    return made
 
 
 @lru_cache(maxsize=1024)
-def _opening(name: str, version: str) -> bytes:
+def _of_model(name: str, version: str) -> bytes:
     made: bytes = proto.ModelInferResponse(model_name=name, model_version=version).SerializeToString()
     return made
 
 
 @lru_cache(maxsize=1024)
-def _output(name: str, datatype: DataType, shape: tuple[int, ...]) -> bytes:
-    output = proto.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype.name, shape=shape)
-    made: bytes = output.SerializeToString()
+def output(name: str, datatype: DataType, shape: tuple[int, ...]) -> bytes:
+    """One output without its values."""
+    message = proto.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype.name, shape=shape)
+    made: bytes = message.SerializeToString()
     return _OUTPUT + varint(len(made)) + made
 
 

@@ -7,12 +7,15 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from doorstep.client_memory import Loan, LongRead
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
 from doorstep.protocols.kserve.aside import aside, is_long_request, is_long_response
+from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
 from doorstep.protocols.kserve.grpc_encode import Buffers, encode_infer
 from doorstep.protocols.kserve.grpc_templates import GrpcTemplates, MessageTemplate
+from doorstep.protocols.kserve.single import Early, gather
 from doorstep.protocols.kserve.wanted import ALL_BINARY, Wanted
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.wire.request_id import HEADER as REQUEST_ID
@@ -37,51 +40,66 @@ def echo_request_id(call: Call) -> None:
 class CallSender:
     """Answers one call with one response. Touched only from the event loop."""
 
-    __slots__ = ("_call", "_early", "config", "wanted")
+    __slots__ = ("_call", "_early", "config", "loan", "wanted")
 
     def __init__(self, call: UnaryCall, config: ModelConfig) -> None:
         self._call: UnaryCall | None = call
-        self._early: InferenceResponse | None = None  # a response that came before the final one
+        self._early: Early | None = None  # responses that came before the final one
         self.config = config
+        self.loan: Loan | None = None  # the regions of shared memory that it names
         self.wanted = ALL_BINARY
 
     def send(self, response: InferenceResponse, final: bool) -> None:
-        if not final and self._early is None:
-            self._early = response
-            return
+        if not final or response.flag_only or self._early is not None:
+            early = self._early = self._early or Early()
+            found = gather(early, response, final)
+            if found is None:
+                return
+            response = found
         call = self._call
-        if call is None:  # answered already: it gave more responses than one
+        if call is None:  # answered already
             return
         self.release()
         call.on_cancel = None
-        if self._early is not None:
-            response.error = response.error or Internal("expected a single response, got 2")
+        loan = self.loan
         if response.error is not None:
+            if loan is not None:
+                loan.end()
             call.fail_with(response.error)
             return
-        if is_long_response(response.outputs, binary=True):
-            aside(partial(_encoded, call, response), encode_infer, response, self.wanted, self.config)
+        if is_long_response(response.outputs, binary=loan is None or not loan.writes):
+            aside(partial(self._encoded, call, response), encode_infer, response, self.wanted, self.config)
             return
         try:
             message = encode_infer(response, self.wanted, self.config)
         except Exception as error:
             _cannot_encode(call, response, error)
             return
+        finally:
+            if loan is not None:
+                loan.end()
         call.respond(message)
+
+    def _encoded(self, call: UnaryCall, response: InferenceResponse, done: asyncio.Future[Buffers]) -> None:
+        """A long response has been written in a thread."""
+        if self.loan is not None:
+            self.loan.end()
+        try:
+            message = done.result()
+        except Exception as error:
+            _cannot_encode(call, response, error)
+        else:
+            call.respond(message)
+
+    def refuse(self) -> None:
+        """Nothing will be sent: the request was not taken."""
+        self.release()
+        if self.loan is not None:
+            self.loan.end()
 
     def release(self) -> None:
         """Lets go of the call, which holds the request that holds this: a ring would keep tensors for long."""
         self._call = None
-
-
-def _encoded(call: UnaryCall, response: InferenceResponse, done: asyncio.Future[Buffers]) -> None:
-    """A long response has been written in a thread."""
-    try:
-        message = done.result()
-    except Exception as error:
-        _cannot_encode(call, response, error)
-    else:
-        call.respond(message)
 
 
 def _cannot_encode(call: UnaryCall, response: InferenceResponse, error: Exception) -> None:
@@ -92,10 +110,12 @@ def _cannot_encode(call: UnaryCall, response: InferenceResponse, error: Exceptio
 
 
 class ModelInfer:
-    __slots__ = ("_server", "_templates")
+    __slots__ = ("_forwarding", "_regions", "_server", "_templates")
 
-    def __init__(self, server: InferenceServer) -> None:
+    def __init__(self, server: InferenceServer, forwarding: HeaderForwarding | None = None) -> None:
         self._server = server
+        self._forwarding = forwarding
+        self._regions = server.regions
         self._templates = GrpcTemplates()
 
     def infer(self, call: UnaryCall) -> None:
@@ -120,17 +140,27 @@ class ModelInfer:
         call.exchange.state = request  # for the access log
         request.deadline_ns = call.deadline_ns
         call.on_cancel = request.cancel
-        if is_long_request(0, len(body), config):
-            aside(partial(self._decoded, call, request, sender), decode_infer, request, message, raw)
-            return
+        loan = sender.loan = self._regions.loan() if self._regions.allowed else None
+        long = is_long_request(0, len(body), config)
         try:
-            sender.wanted, _ = decode_infer(request, message, raw)
-            self._server.infer(request)
+            if not long:
+                sender.wanted, _ = decode_infer(request, message, raw, loan)
+                if self._forwarding is not None:
+                    self._forwarding.apply(request, call.metadata, grpc=True)
+                self._server.infer(request)
+        except LongRead:  # megabytes of shared memory
+            long = True
+            request.inputs.clear()
         except DoorstepError:
             call.on_cancel = None
-            sender.release()
+            sender.refuse()
             raise
-        if isinstance(body, bytes):
+        if long:
+            if loan is not None:
+                loan.begin_again()
+            aside(partial(self._decoded, call, request, sender), decode_infer, request, message, raw, loan)
+            return
+        if isinstance(body, bytes) and (loan is None or not loan.used):
             self._templates.learn(body, message, request, sender.wanted)
 
     def _decoded(
@@ -139,11 +169,15 @@ class ModelInfer:
         """A long message has been read in a thread."""
         try:
             sender.wanted, _ = done.result()
-            if not request.cancelled:
+            if request.cancelled:
+                sender.refuse()
+            else:
+                if self._forwarding is not None:
+                    self._forwarding.apply(request, call.metadata, grpc=True)
                 self._server.infer(request)
         except Exception as error:
             call.on_cancel = None
-            sender.release()
+            sender.refuse()
             call.fail_with(error)
 
     def _infer_again(self, call: UnaryCall, body: bytes, template: MessageTemplate) -> None:
@@ -168,6 +202,8 @@ class ModelInfer:
         request.deadline_ns = call.deadline_ns
         call.on_cancel = request.cancel
         try:
+            if self._forwarding is not None:
+                self._forwarding.apply(request, call.metadata, grpc=True)
             server.infer(request, model)
         except DoorstepError:
             call.on_cancel = None

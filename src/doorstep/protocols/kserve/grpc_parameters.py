@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from doorstep.client_memory import Loan
 from doorstep.errors import InvalidArgument, NotFound
 from doorstep.request import InferenceRequest, Parameter
 
@@ -70,8 +71,8 @@ def _bool(key: str, kind: str | None, value: Any) -> bool:
     return bool(value)
 
 
-def refuse_shared_memory(tensor: str, parameters: Mapping[str, Any]) -> None:
-    """Raises for a tensor that is to be in shared memory: there are no regions (grpc/grpc_utils.h)."""
+def shared_memory(tensor: str, parameters: Mapping[str, Any]) -> tuple[str, int, int] | None:
+    """The region a tensor is in, the offset there and its size (grpc/grpc_utils.h: ParseSharedMemoryParams)."""
     region = parameters.get("shared_memory_region")
     if region is None:
         for key in ("shared_memory_offset", "shared_memory_byte_size"):
@@ -79,17 +80,26 @@ def refuse_shared_memory(tensor: str, parameters: Mapping[str, Any]) -> None:
                 raise InvalidArgument(
                     f"'{key}' can not be specified without 'shared_memory_region' parameter for tensor '{tensor}'"
                 )
-        return
+        return None
     _tensor_parameter(tensor, "shared_memory_region", region, "string_param")
+    offset = 0
     if "shared_memory_offset" in parameters:
         _tensor_parameter(tensor, "shared_memory_offset", parameters["shared_memory_offset"], "int64_param")
+        offset = parameters["shared_memory_offset"].int64_param % 2**64
     if "shared_memory_byte_size" not in parameters:
         raise InvalidArgument(
             "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for tensor "
             f"'{tensor}'"
         )
     _tensor_parameter(tensor, "shared_memory_byte_size", parameters["shared_memory_byte_size"], "int64_param")
-    raise NotFound(f"Unable to find shared memory region: '{region.string_param}'")
+    return region.string_param, offset, parameters["shared_memory_byte_size"].int64_param % 2**64
+
+
+def lent(loan: Loan | None, name: str) -> Loan:
+    """The request's loan. Raises NotFound where clients' shared memory is off, so that there are no regions."""
+    if loan is None:
+        raise NotFound(f"Unable to find shared memory region: '{name}'")
+    return loan
 
 
 def _tensor_parameter(tensor: str, key: str, message: Any, expected: str) -> None:

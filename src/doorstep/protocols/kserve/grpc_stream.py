@@ -10,23 +10,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from doorstep.config.model import ModelConfig
-from doorstep.errors import DoorstepError, Internal
+from doorstep.errors import DoorstepError
+from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
-from doorstep.protocols.kserve.grpc_encode import (
-    Buffers,
-    encode_infer,
-    encode_stream,
-    encode_stream_error,
-    final_flag,
-    named,
-)
+from doorstep.protocols.kserve.grpc_encode import Buffers
 from doorstep.protocols.kserve.grpc_infer import echo_request_id
-from doorstep.protocols.kserve.wanted import ALL_BINARY
-from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.protocols.kserve.grpc_stream_sender import StreamSender
+from doorstep.request import InferenceRequest
 from doorstep.wire.exchange import Buffer
+from doorstep.wire.grpc_status import Status
+from doorstep.wire.limits import WireLimits
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
@@ -40,11 +35,29 @@ MOST_OPEN = 1024  # requests of one call; the next is read when one of them has 
 class InferStream:
     """One call. Touched only from the event loop."""
 
-    __slots__ = ("_call", "_ends_on_error", "_full", "_half_closed", "_open", "_server", "_waiting")
+    __slots__ = (
+        "_behind",
+        "_call",
+        "_ends_on_error",
+        "_forwarding",
+        "_full",
+        "_half_closed",
+        "_limit",
+        "_open",
+        "_server",
+        "_waiting",
+        "takes_framed",
+    )
 
-    def __init__(self, server: InferenceServer, call: StreamCall) -> None:
+    def __init__(
+        self, server: InferenceServer, call: StreamCall, limit: int, forwarding: HeaderForwarding | None
+    ) -> None:
         self._server = server
         self._call = call
+        self._limit = limit  # bytes of decoupled models' responses that may wait for the client
+        self._behind = 0  # such bytes sent since it ceased to read
+        self._forwarding = forwarding
+        self.takes_framed = call.takes_framed
         self._ends_on_error = call.metadata.get(b"triton_grpc_error") == b"true"
         self._half_closed = False
         self._full = False  # the client does not read; nothing is read from it either
@@ -53,6 +66,7 @@ class InferStream:
         call.on_half_close = self.half_close
         call.on_cancel = self.cancel
         call.on_drain = self.drained
+        call.on_full = self.filled
         call.on_message = self.receive  # last: messages may have come already
 
     def receive(self, data: Buffer) -> None:
@@ -70,9 +84,14 @@ class InferStream:
         try:
             config = self._server.model(message.model_name, request.model_version).config
             sender.config = config
+            sender.decoupled = config.decoupled
             if not config.decoupled:
                 self._waiting.append(sender)
-            sender.wanted, sender.wants_empty_final = decode_infer(request, message, raw)
+            if self._server.regions.allowed:
+                sender.loan = self._server.regions.loan(on_loop=False)  # requests must keep their order
+            sender.wanted, sender.wants_empty_final = decode_infer(request, message, raw, sender.loan)
+            if self._forwarding is not None:
+                self._forwarding.apply(request, self._call.metadata, grpc=True)
             self._server.infer(request)
         except DoorstepError as error:
             if sender.config is None:
@@ -82,7 +101,13 @@ class InferStream:
     def drained(self) -> None:
         """The client reads again."""
         self._full = False
+        self._behind = 0
         self._resume()
+
+    def filled(self) -> None:
+        """The client reads too slowly, or no more."""
+        self._full = True
+        self._call.pause()
 
     def _resume(self) -> None:
         if not self._full and len(self._open) < MOST_OPEN and not self._call.finished:
@@ -106,12 +131,14 @@ class InferStream:
     def deliver(self, sender: StreamSender, message: Buffers, final: bool) -> None:
         """Sends a response of `sender`, as soon as it is its turn; no message: there is nothing to send."""
         if final:
-            self._open.pop(sender, None)
+            self._close(sender)
         if self._call.finished:
             return
         if sender.decoupled:
             if message:
                 self._send(message)
+                if self._full:
+                    self._fall_behind(sum(map(len, message)))
         else:
             sender.ready = message
             waiting = self._waiting
@@ -123,15 +150,36 @@ class InferStream:
         elif final and len(self._open) == MOST_OPEN - 1:
             asyncio.get_running_loop().call_soon(self._resume)  # not from inside `receive`
 
+    def deliver_framed(self, message: bytes) -> None:
+        """Sends one of many responses of a decoupled model, its length in front."""
+        if not self._call.finished:
+            self._call.send_framed(message)
+            if self._full:
+                self._fall_behind(len(message))
+
+    def _fall_behind(self, size: int) -> None:
+        """A model says more than the client reads; beyond a limit the call ends, for memory has an end."""
+        self._behind += size
+        if self._behind > self._limit and not self._call.finished:
+            text = f"the client does not read: {self._behind} bytes of responses wait, more than --max-stream-bytes"
+            logger.warning("%s: %s", self._call.peer, text)
+            self._call.drop_unsent()
+            self._call.fail(Status.RESOURCE_EXHAUSTED, text)
+            self.cancel()
+
+    def _close(self, sender: StreamSender) -> None:
+        self._open.pop(sender, None)
+        if sender.loan is not None:
+            sender.loan.end()
+
     def _send(self, message: Buffers) -> None:
         if not self._call.send(*message):
-            self._full = True
-            self._call.pause()
+            self.filled()
 
     def fail(self, sender: StreamSender, error: DoorstepError, message: Buffers, final: bool) -> None:
         """A request failed after it was taken: inside the stream, or with the stream if the client wants it so."""
         if self._ends_on_error and not self._call.finished:
-            self._open.pop(sender, None)
+            self._close(sender)
             self.end(error)
         else:
             self.deliver(sender, message, final)
@@ -141,61 +189,13 @@ class InferStream:
             self._call.finish(0, "")
 
 
-class StreamSender:
-    """Answers one request of a stream. Touched only from the event loop."""
-
-    __slots__ = ("_early", "_message", "_stream", "config", "ready", "wanted", "wants_empty_final")
-
-    def __init__(self, stream: InferStream, message: Any) -> None:
-        self._stream = stream
-        self._message = message
-        self._early: InferenceResponse | None = None  # of a model that is not decoupled, before its final one
-        self.config: ModelConfig | None = None  # unknown until the model is found
-        self.ready: Buffers | None = None  # the encoded response, waiting for its turn
-        self.wanted = ALL_BINARY
-        self.wants_empty_final = False
-
-    @property
-    def decoupled(self) -> bool:
-        return self.config is not None and self.config.decoupled
-
-    def refuse(self, error: DoorstepError) -> None:
-        """The request was not taken."""
-        self._stream.deliver(self, (encode_stream_error(error.message, named(self._message.id)),), True)
-
-    def send(self, response: InferenceResponse, final: bool) -> None:
-        if not self.decoupled:
-            if not final and self._early is None:
-                self._early = response
-                return
-            if self._early is not None:
-                response.error = response.error or Internal("expected a single response, got 2")
-        error = response.error
-        if error is None:
-            if final and self.decoupled and not response.outputs and not self.wants_empty_final:
-                self._stream.deliver(self, (), True)
-                return
-            try:
-                assert self.config is not None
-                message = encode_infer(response, self.wanted, self.config, final_flag(final))
-            except DoorstepError as found:
-                error = found
-            except Exception as found:
-                logger.exception("%r cannot be encoded", response)
-                error = Internal(f"the response cannot be encoded: {found}")
-            else:
-                self._stream.deliver(self, encode_stream(message), final)
-                return
-        asked = self._message
-        inner = named(asked.id, asked.model_name, asked.model_version) + final_flag(final)
-        self._stream.fail(self, error, (encode_stream_error(error.message, inner),), final)
-
-
-def stream_handler(server: InferenceServer) -> Callable[[StreamCall], None]:
+def stream_handler(
+    server: InferenceServer, limits: WireLimits, forwarding: HeaderForwarding | None = None
+) -> Callable[[StreamCall], None]:
     """The handler of ModelStreamInfer."""
 
     def handler(call: StreamCall) -> None:
         echo_request_id(call)
-        InferStream(server, call)
+        InferStream(server, call, limits.stream_bytes, forwarding)
 
     return handler

@@ -14,73 +14,56 @@ from doorstep.config.render import config_json
 from doorstep.errors import DoorstepError, Internal, InvalidArgument, Unsupported
 from doorstep.protocols.kserve import metadata
 from doorstep.protocols.kserve.errors import respond_error
+from doorstep.protocols.kserve.forwarding import HeaderForwarding
+from doorstep.protocols.kserve.http_generate import GenerateEndpoint
 from doorstep.protocols.kserve.http_infer import InferEndpoint
+from doorstep.protocols.kserve.http_memory import add_memory_routes
+from doorstep.protocols.kserve.http_settings import add_settings_routes
 from doorstep.protocols.kserve.json_parameters import as_bool
 from doorstep.protocols.kserve.json_text import loads
-from doorstep.protocols.kserve.texts import (
-    GENERATE_LATER,
-    LOGGING_LATER,
-    NO_REPOSITORY_NAME,
-    SHARED_MEMORY_DISABLED,
-    TRACE_LATER,
-    no_shared_memory_region,
-)
+from doorstep.protocols.kserve.texts import NO_REPOSITORY_NAME
 from doorstep.repository.base import LoadRequest
 from doorstep.wire.answers import JSON, error_body
 from doorstep.wire.compression import IDENTITY_ONLY
 from doorstep.wire.exchange import Exchange
+from doorstep.wire.limits import WireLimits
 from doorstep.wire.request_id import with_request_id
 from doorstep.wire.router import Router
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
 
-Plain = Callable[[Exchange], None]
-
 _MODEL = "/v2/models/{name}"
 _VERSION = "/v2/models/{name}/versions/{version}"
 _REPOSITORY = "/v2/repository"
-_SHARED_MEMORY = ("/v2/systemsharedmemory", "/v2/cudasharedmemory")
 
 
-def add_routes(router: Router, server: InferenceServer, max_input_size: int) -> None:
+def add_routes(
+    router: Router, server: InferenceServer, limits: WireLimits, forwarding: HeaderForwarding | None = None
+) -> None:
     """Every HTTP route of the protocol."""
+    max_input_size = limits.body_bytes
     endpoints = Endpoints(server, max_input_size)
     router.add("GET", "/v2", endpoints.server_metadata)
     router.add("GET", "/v2/health/live", endpoints.live)
     router.add("GET", "/v2/health/ready", endpoints.ready)
     router.add("GET", "/v2/models/stats", endpoints.statistics)
-    infer = InferEndpoint(server, max_input_size).infer
+    infer = InferEndpoint(server, max_input_size, forwarding).infer
+    generate = GenerateEndpoint(server, limits, forwarding)
     for model in (_MODEL, _VERSION):
         router.add("POST", f"{model}/infer", infer)
         router.add("GET", f"{model}/ready", endpoints.model_ready)
         router.add("GET", model, endpoints.model_metadata)
         router.add("GET", f"{model}/config", endpoints.model_config)
         router.add("GET", f"{model}/stats", endpoints.statistics)
-        for verb in ("generate", "generate_stream"):
-            router.add("POST", f"{model}/{verb}", refusing(GENERATE_LATER), codings=IDENTITY_ONLY)
+        router.add("POST", f"{model}/generate", generate.generate, codings=IDENTITY_ONLY)
+        router.add("POST", f"{model}/generate_stream", generate.generate_stream, codings=IDENTITY_ONLY)
     for repository in (_REPOSITORY, _REPOSITORY + "/{repository}"):
         router.add("POST", f"{repository}/index", endpoints.index)
         router.add("POST", f"{repository}/models/{{name}}/load", endpoints.load)
         router.add("POST", f"{repository}/models/{{name}}/unload", endpoints.unload)
-    for memory in _SHARED_MEMORY:
-        for region in (memory, memory + "/region/{region}"):
-            router.add("GET", f"{region}/status", endpoints.shared_memory_status)
-            router.add("POST", f"{region}/register", refusing(SHARED_MEMORY_DISABLED))
-            router.add("POST", f"{region}/unregister", refusing(SHARED_MEMORY_DISABLED))
-    for method in ("GET", "POST"):
-        router.add(method, "/v2/trace/setting", refusing(TRACE_LATER))
-        router.add(method, f"{_MODEL}/trace/setting", refusing(TRACE_LATER))
-        router.add(method, "/v2/logging", refusing(LOGGING_LATER))
-
-
-def refusing(text: str) -> Plain:
-    """An endpoint for what this server does not do, or not now."""
-
-    def endpoint(exchange: Exchange) -> None:
-        respond_error(exchange, Unsupported(text))
-
-    return endpoint
+    add_memory_routes(router, server.regions, endpoints.document)
+    add_settings_routes(router, server, endpoints.document)
 
 
 def answering(endpoint: Callable[[Endpoints, Exchange], Any]) -> Callable[[Endpoints, Exchange], None]:
@@ -159,7 +142,7 @@ class Endpoints:
     @awaiting
     async def index(self, exchange: Exchange) -> Any:
         # Triton reads a repository's name in the path of this call, and ignores it.
-        document = self._document(exchange)
+        document = self.document(exchange)
         ready = document.get("ready", False)
         if type(ready) is not bool:
             raise InvalidArgument("Invalid value for 'ready': expected a boolean")
@@ -169,27 +152,19 @@ class Endpoints:
     @awaiting
     async def load(self, exchange: Exchange) -> None:
         _refuse_repository(exchange)
-        parameters = self._document(exchange).get("parameters", {})
+        parameters = self.document(exchange).get("parameters", {})
         await self._server.load(exchange.params["name"], load_request(parameters))
 
     @awaiting
     async def unload(self, exchange: Exchange) -> None:
         _refuse_repository(exchange)
-        parameters = self._document(exchange).get("parameters")
+        parameters = self.document(exchange).get("parameters")
         dependents = False
         if type(parameters) is dict and "unload_dependents" in parameters:
             dependents = as_bool(parameters["unload_dependents"], "Unable to parse 'unload_dependents'")
         await self._server.unload(exchange.params["name"], dependents)
 
-    @answering
-    def shared_memory_status(self, exchange: Exchange) -> Any:
-        region = exchange.params.get("region")
-        if region is None:
-            return []
-        kind = "cuda" if exchange.path.startswith("/v2/cuda") else "system"
-        raise no_shared_memory_region(kind, region)
-
-    def _document(self, exchange: Exchange) -> dict[str, Any]:
+    def document(self, exchange: Exchange) -> dict[str, Any]:
         """The body's JSON object; an empty body, or JSON that is no object, has no members."""
         body = exchange.body
         if not body:

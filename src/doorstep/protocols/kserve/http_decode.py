@@ -10,6 +10,7 @@ import re
 from math import prod
 from typing import Any
 
+from doorstep.client_memory import Loan
 from doorstep.config.model import ModelConfig
 from doorstep.errors import Internal, InvalidArgument, NotFound
 from doorstep.protocols.kserve.json_data import empty_or_refused, json_tensor, quick_json_tensor
@@ -22,6 +23,7 @@ from doorstep.types import BYTES, DTYPES, DataType, Tensor, object_array
 from doorstep.validation import INT64_MAX, INVALID, UnfitTensor, request_prefix
 from doorstep.wire.exchange import Buffer
 
+_IN_JSON, _IN_REGION = -1, -2  # where the data of an input are, if they do not follow the JSON
 _MISSING: Any = object()  # tells an absent key from null
 _HEADER_NAME = "Inference-Header-Content-Length"
 _LEADING_INTEGER = re.compile(rb"[ \t]*([+-]?[0-9]+)")
@@ -48,11 +50,17 @@ def header_length(value: bytes | None, body_size: int) -> int:
 
 
 def decode_infer(
-    request: InferenceRequest, body: Buffer, json_size: int, config: ModelConfig, max_input_size: int
+    request: InferenceRequest,
+    body: Buffer,
+    json_size: int,
+    config: ModelConfig,
+    max_input_size: int,
+    loan: Loan | None = None,
 ) -> Wanted:
     """Fills `request` with what `body` says; its first `json_size` bytes are JSON (none: the body is the one tensor).
 
-    Returns how the outputs are wanted. Raises DoorstepError; `request.id` is set as soon as it is known.
+    Returns how the outputs are wanted. Raises DoorstepError; `request.id` is set as soon as it is known. Regions of
+    shared memory that it names are noted in `loan`, which raises LongRead where one holds much.
     """
     if json_size == 0:
         _raw(request, body, config, max_input_size)
@@ -83,7 +91,7 @@ def decode_infer(
             tensor = quick_json_tensor(item) if short else None
             size = 0
         if tensor is None:
-            tensor, size = _input(request, item, memoryview(body)[offset:], config, max_input_size)
+            tensor, size = _input(request, item, memoryview(body)[offset:], config, max_input_size, loan)
         elif tensor.name in inputs:
             raise _twice(request, "input", tensor.name)
         inputs[tensor.name] = tensor
@@ -93,17 +101,25 @@ def decode_infer(
 
     if "outputs" not in document:
         return ALL_BINARY if binary_default else ALL_JSON
-    return _outputs(request, _array(document, "outputs"), AS_BINARY if binary_default else AS_JSON)
+    return _outputs(request, _array(document, "outputs"), AS_BINARY if binary_default else AS_JSON, loan)
 
 
 def _input(
-    request: InferenceRequest, item: Any, rest: memoryview, config: ModelConfig, max_input_size: int
+    request: InferenceRequest,
+    item: Any,
+    rest: memoryview,
+    config: ModelConfig,
+    max_input_size: int,
+    loan: Loan | None,
 ) -> tuple[Tensor, int]:
     """One input, whatever it looks like, and how much of `rest`, the binary data not yet read, is its."""
     size = _binary_size(item)
     name, datatype, shape = _metadata(item)
     if name in request.inputs:
         raise _twice(request, "input", name)
+    if size == _IN_REGION:
+        region, at, size = _region(item["parameters"])
+        return binary_tensor(name, datatype, shape, _lent(loan, region).read(region, at, size)), 0
     if size < 0:
         tensor = empty_or_refused(name, datatype, shape, item["data"], max_input_size)
         return tensor or json_tensor(name, datatype, shape, item["data"]), 0
@@ -160,7 +176,7 @@ def _metadata(item: Any) -> tuple[str, DataType, list[int]]:
 
 
 def _binary_size(item: Any) -> int:
-    """The size of an input's binary data; -1 where its data are in the JSON. Exactly one source must be set."""
+    """The size of an input's binary data; _IN_JSON or _IN_REGION. Exactly one source must be set."""
     found = []
     is_object = type(item) is dict
     parameters = item.get("parameters") if is_object else None
@@ -179,20 +195,30 @@ def _binary_size(item: Any) -> int:
             f"'shared_memory_region' in 'parameters'. But {what}"
         )
     if "shared_memory_region" in parameters:
-        raise no_region(as_string(parameters["shared_memory_region"], "Unable to parse 'shared_memory_region'"))
+        return _IN_REGION
     if "binary_data_size" in parameters:
         return as_unsigned(parameters["binary_data_size"], "Unable to parse 'binary_data_size'")
-    return -1
+    return _IN_JSON
 
 
-def no_region(name: str) -> NotFound:
-    return NotFound(f"Unable to find shared memory region: '{name}'")
+def _region(parameters: dict[str, Any]) -> tuple[str, int, int]:
+    """The name of a region, an offset in it, and a size."""
+    name = as_string(parameters["shared_memory_region"], "Unable to parse 'shared_memory_region'")
+    offset = as_unsigned(parameters.get("shared_memory_offset", 0), "Unable to parse 'shared_memory_offset'")
+    size = as_unsigned(parameters.get("shared_memory_byte_size", 0), "Unable to parse 'shared_memory_byte_size'")
+    return name, offset, size
 
 
-def _outputs(request: InferenceRequest, items: list[Any], default: OutputForm) -> Wanted:
+def _lent(loan: Loan | None, name: str) -> Loan:
+    if loan is None:  # clients' shared memory is switched off, so there are no regions
+        raise NotFound(f"Unable to find shared memory region: '{name}'")
+    return loan
+
+
+def _outputs(request: InferenceRequest, items: list[Any], default: OutputForm, loan: Loan | None) -> Wanted:
     forms: dict[str, OutputForm] = {}
     for item in items:
-        form = _quick_form(item) or _form(item)
+        form = _quick_form(item) or _form(item, loan)
         name = item["name"]
         if name in forms:
             raise _twice(request, "output", name)
@@ -225,7 +251,7 @@ def _quick_form(item: Any) -> OutputForm | None:
     return None
 
 
-def _form(item: Any) -> OutputForm:
+def _form(item: Any, loan: Loan | None) -> OutputForm:
     parameters = item.get("parameters") if type(item) is dict else None
     if type(parameters) is not dict:
         parameters = {}
@@ -240,7 +266,8 @@ def _form(item: Any) -> OutputForm:
     if "classification" in parameters:
         classes = as_unsigned(parameters["classification"], "Unable to set 'classification'")
     if "shared_memory_region" in parameters:
-        raise no_region(as_string(parameters["shared_memory_region"], "Unable to parse 'shared_memory_region'"))
+        region, at, size = _region(parameters)
+        return OutputForm(place=_lent(loan, region).place(region, at, size))
     if "binary_data" in parameters:
         binary = as_bool(parameters["binary_data"], "Unable to parse 'binary_data'")
     if classes:

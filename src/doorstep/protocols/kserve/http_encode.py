@@ -63,9 +63,14 @@ def encode_infer(response: InferenceResponse, wanted: Wanted, config: ModelConfi
             parts.append(b",")
         comma = True
         try:
-            parts.append(_output_heads[tensor.name, tensor.datatype, array.shape])
+            head = _output_heads[tensor.name, tensor.datatype, array.shape]
         except KeyError:
-            parts.append(_output_head(tensor))
+            head = _output_head(tensor)
+        if form.place is not None:
+            form.place.put(tensor.name, tensor_bytes(tensor))
+            parts += (head[:-1], b"}")  # without the comma
+            continue
+        parts.append(head)
         if form.binary:
             data = tensor_bytes(tensor)
             size = data.nbytes if type(data) is memoryview else len(data)

@@ -7,13 +7,16 @@ import logging
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from doorstep.client_memory import Loan, LongRead
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
 from doorstep.protocols.kserve.aside import aside, is_long_request, is_long_response
 from doorstep.protocols.kserve.errors import respond_error
+from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.http_decode import decode_infer, header_length
 from doorstep.protocols.kserve.http_encode import encode_infer
 from doorstep.protocols.kserve.http_templates import HttpTemplates
+from doorstep.protocols.kserve.single import Early, gather
 from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON, Wanted
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.wire.answers import JSON, fail
@@ -34,51 +37,69 @@ _BINARY_CONTENT = (b"content-type", b"application/octet-stream")
 class HttpSender:
     """Answers one exchange with one response. Touched only from the event loop."""
 
-    __slots__ = ("_early", "_exchange", "config", "wanted")
+    __slots__ = ("_early", "_exchange", "config", "loan", "wanted")
 
     def __init__(self, exchange: Exchange, config: ModelConfig) -> None:
         self._exchange: Exchange | None = exchange
-        self._early: InferenceResponse | None = None  # a response that came before the final one
+        self._early: Early | None = None  # responses that came before the final one
         self.config = config
+        self.loan: Loan | None = None  # the regions of shared memory that it names
         self.wanted = ALL_JSON
 
     def send(self, response: InferenceResponse, final: bool) -> None:
-        if not final and self._early is None:
-            self._early = response
-            return
+        if not final or response.flag_only or self._early is not None:
+            early = self._early = self._early or Early()
+            found = gather(early, response, final)
+            if found is None:
+                return
+            response = found
         exchange = self._exchange
-        if exchange is None:  # answered already: it gave more responses than one
+        if exchange is None:  # answered already
             return
         self.release()
         exchange.on_disconnect = None
-        if self._early is not None:
-            response.error = response.error or Internal("expected a single response, got 2")
         if response.error is not None:
+            if self.loan is not None:
+                self.loan.end()
             respond_error(exchange, response.error)
             return
         if is_long_response(response.outputs, binary=self.wanted is ALL_BINARY):
-            aside(partial(_encoded, exchange, response), encode_infer, response, self.wanted, self.config)
+            aside(partial(self._encoded, exchange, response), encode_infer, response, self.wanted, self.config)
             return
         try:
             text, buffers = encode_infer(response, self.wanted, self.config)
         except Exception as error:
             _cannot_encode(exchange, response, error)
             return
-        _respond(exchange, text, buffers)
+        finally:
+            if self.loan is not None:
+                self.loan.end()
+        self.respond(exchange, text, buffers)
+
+    def _encoded(self, exchange: Exchange, response: InferenceResponse, done: asyncio.Future[Any]) -> None:
+        """A long response has been written in a thread."""
+        if self.loan is not None:
+            self.loan.end()
+        try:
+            text, buffers = done.result()
+        except Exception as error:
+            _cannot_encode(exchange, response, error)
+        else:
+            self.respond(exchange, text, buffers)
+
+    def respond(self, exchange: Exchange, text: bytes, buffers: tuple[Buffer, ...]) -> None:
+        """Sends the JSON and the binary tensors after it."""
+        _respond(exchange, _binary_headers(len(text)) if buffers else JSON, text, buffers)
+
+    def refuse(self) -> None:
+        """Nothing will be sent: the request was not taken."""
+        self.release()
+        if self.loan is not None:
+            self.loan.end()
 
     def release(self) -> None:
         """Lets go of the exchange, which holds the request that holds this: a ring would keep tensors for long."""
         self._exchange = None
-
-
-def _encoded(exchange: Exchange, response: InferenceResponse, done: asyncio.Future[Any]) -> None:
-    """A long response has been written in a thread."""
-    try:
-        text, buffers = done.result()
-    except Exception as error:
-        _cannot_encode(exchange, response, error)
-    else:
-        _respond(exchange, text, buffers)
 
 
 def _cannot_encode(exchange: Exchange, response: InferenceResponse, error: Exception) -> None:
@@ -93,10 +114,7 @@ def _binary_headers(json_size: int) -> Headers:
     return (_BINARY_CONTENT, (b"inference-header-content-length", b"%d" % json_size))
 
 
-def _respond(exchange: Exchange, text: bytes, buffers: tuple[Buffer, ...]) -> None:
-    headers: Headers = JSON
-    if buffers:
-        headers = _binary_headers(len(text))
+def _respond(exchange: Exchange, headers: Headers, text: bytes, buffers: tuple[Buffer, ...]) -> None:
     asked = exchange.headers
     if REQUEST_ID in asked:
         headers = with_request_id(asked, headers)
@@ -120,10 +138,16 @@ def _respond_coded(exchange: Exchange, coding: bytes, headers: Headers, body: tu
 
 
 class InferEndpoint:
-    __slots__ = ("_max_input_size", "_server", "_templates")
+    __slots__ = ("_forwarding", "_max_input_size", "_regions", "_server", "_templates")
 
-    def __init__(self, server: InferenceServer, max_input_size: int) -> None:
+    sender = HttpSender
+
+    def __init__(
+        self, server: InferenceServer, max_input_size: int, forwarding: HeaderForwarding | None = None
+    ) -> None:
         self._server = server
+        self._forwarding = forwarding
+        self._regions = server.regions
         self._templates = HttpTemplates()
         self._max_input_size = max_input_size
 
@@ -142,7 +166,7 @@ class InferEndpoint:
             if declared is not None:
                 size = header_length(declared, size)
                 template = self._templates.find(body, size)
-            sender = HttpSender(exchange, config)
+            sender = self.sender(exchange, config)
             request = InferenceRequest(config.name, {}, sender, model_version=version, received_ns=exchange.received_ns)
             exchange.state = request  # for the access log
             exchange.on_disconnect = request.cancel
@@ -150,15 +174,28 @@ class InferEndpoint:
                 request.inputs[template.input_name] = template.tensor(body, size)
                 request.requested_outputs = template.requested_outputs
                 sender.wanted = template.wanted
+                if self._forwarding is not None:
+                    self._forwarding.apply(request, exchange.headers)
                 self._server.infer(request, model)
                 return
-            if is_long_request(size, len(body), config):
-                decode = partial(decode_infer, request, body, size, config, self._max_input_size)
+            loan = sender.loan = self._regions.loan() if self._regions.allowed else None
+            long = is_long_request(size, len(body), config)
+            if not long:
+                try:
+                    sender.wanted = decode_infer(request, body, size, config, self._max_input_size, loan)
+                except LongRead:  # megabytes of shared memory
+                    long = True
+                    request.inputs.clear()
+            if long:
+                if loan is not None:
+                    loan.begin_again()
+                decode = partial(decode_infer, request, body, size, config, self._max_input_size, loan)
                 aside(partial(self._decoded, exchange, request, sender), decode)
                 return
-            sender.wanted = decode_infer(request, body, size, config, self._max_input_size)
+            if self._forwarding is not None:
+                self._forwarding.apply(request, exchange.headers)
             self._server.infer(request, model)
-            if declared is not None:
+            if declared is not None and (loan is None or not loan.used):
                 self._templates.learn(body, size, request, sender.wanted)
         except DoorstepError as error:
             _refuse(exchange, error)
@@ -169,7 +206,11 @@ class InferEndpoint:
         """A long request has been read in a thread."""
         try:
             sender.wanted = done.result()
-            if not request.cancelled:
+            if request.cancelled:
+                sender.refuse()
+            else:
+                if self._forwarding is not None:
+                    self._forwarding.apply(request, exchange.headers)
                 self._server.infer(request)
         except DoorstepError as error:
             _refuse(exchange, error)
@@ -180,5 +221,5 @@ class InferEndpoint:
 def _refuse(exchange: Exchange, error: DoorstepError) -> None:
     exchange.on_disconnect = None
     if exchange.state is not None:
-        exchange.state.sender.release()
+        exchange.state.sender.refuse()
     respond_error(exchange, error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from doorstep.client_memory import Place
+
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
@@ -12,6 +14,7 @@ class OutputForm:
 
     binary: bool = False
     classes: int = 0  # 0: the tensor itself; n: its n largest values as BYTES
+    place: Place | None = None  # in shared memory of the client's; the answer holds no data then
 
 
 @dataclass(frozen=True, slots=True)
