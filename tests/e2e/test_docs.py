@@ -34,10 +34,13 @@ from doorstep.testing.server import ManagedProcess, doorstep_command, free_ports
 from doorstep.wire.limits import WireLimits
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/models.md", "docs/python-models.md", "docs/operations.md", "docs/configuration.md")
+DOCUMENTS = (
+    "README.md", "docs/models.md", "docs/python-models.md", "docs/adding-a-backend.md", "docs/operations.md",
+    "docs/configuration.md",
+)  # fmt: skip
 SECONDS = 60
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PATH_COMMENT = re.compile(r"# ([\w./-]+\.(?:py|pbtxt|txt|json))\n")
+PATH_COMMENT = re.compile(r"# ([\w./-]+\.(?:py|pbtxt|txt|json|toml))\n")
 
 
 def blocks(document: str) -> list[tuple[str, str]]:
@@ -59,6 +62,13 @@ class Run:
             "DOORSTEP_URL": f"http://127.0.0.1:{self.ports['8000']}",
             "COLUMNS": "120",
             "NO_PROXY": "*",
+            # What a document installs goes into the test's folder, built with what is here.
+            "PIP_TARGET": str(folder / "site"),
+            "PYTHONPATH": str(folder / "site"),
+            "PIP_NO_DEPS": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",  # pip's word for "without"
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_ROOT_USER_ACTION": "ignore",
         }
         for name in ("examples", "README.md"):
             (folder / name).symlink_to(ROOT / name)

@@ -118,8 +118,14 @@ class ModelInstance(ABC):
         """
 
     def is_ready(self) -> bool:
-        """Whether the instance can serve now: asked when a client asks whether the model is ready."""
+        """Whether the instance can serve now: asked when a client asks whether the model is ready.
+
+        The one method that another thread may call while `execute` runs."""
         return True
+
+    def may_be_unready(self) -> bool:
+        """Whether `is_ready` has anything to say; if not, nobody asks. Called once, after loading."""
+        return type(self).is_ready is not ModelInstance.is_ready
 
     def unload(self) -> None:  # noqa: B027 (many have nothing to give back)
         """Gives back what the instance holds. Called once, after the last execute."""
@@ -152,6 +158,7 @@ class Backend(ABC):
     name: str
     default_filename: str = ""  # the artefact's name inside a version's folder: model.onnx …
     default_execution: Execution = "auto"  # where instances run unless the model's config says otherwise
+    models_are_code: bool = False  # complete_config runs code of the model's: in a process of its own, never in a check
 
     def complete_config(  # noqa: B027 (not every backend can tell)
         self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext

@@ -25,9 +25,6 @@ from doorstep.repository.layout import mistaken, without_models, without_version
 from doorstep.repository.source import FoundModel, Source
 from doorstep.repository.version_policy import choose, policy_of
 
-# Backends that complete a config by reading the model's file, which is safe; the others would have to run it.
-READ_ONLY = frozenset({"onnxruntime", "identity"})
-
 DESCRIPTION = "Checks every model in the folders without loading any. Exits 0 if all is well, 1 if not."
 
 
@@ -117,13 +114,13 @@ def _check_version(
     report.backend = proto.backend or proto.platform
     if not there or proto.backend not in backends:
         return problems
-    if proto.backend not in READ_ONLY:
-        return problems + _check_code(spec, proto, report)
-    if not complete:
-        return problems
-    context = CompletionContext()
     try:
-        find_backend(proto.backend).complete_config(proto, spec.model_directory, spec.version_directory, context)
+        backend = find_backend(proto.backend)
+        if backend.models_are_code:
+            return problems + _check_code(spec, proto, report)
+        if not complete:
+            return problems
+        backend.complete_config(proto, spec.model_directory, spec.version_directory, CompletionContext())
     except ConfigError as error:
         return [*problems, *error.problems]
     except DoorstepError as error:

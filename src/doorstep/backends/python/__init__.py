@@ -15,6 +15,7 @@ class PythonBackend(Backend):
     name = "python"
     default_filename = "model.py"
     default_execution: Execution = "process"
+    models_are_code = True
 
     def complete_config(
         self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext
