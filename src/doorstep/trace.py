@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ import numpy as np
 
 from doorstep.request import Batch, InferenceRequest, InferenceResponse, ResponseSender
 from doorstep.types import Tensor
+
+Event = tuple[str, int]  # what, and when: time.monotonic_ns()
 
 _ids = itertools.count(1)  # 0 is nobody's: it stands for "no parent"
 
@@ -65,12 +67,14 @@ def new_span_id() -> str:
 class Record:
     """All traces of one request a client sent: its own, first, and those of the requests that came of it."""
 
-    __slots__ = ("_open", "_write", "setting", "span", "tensors", "timestamps", "traces")
+    __slots__ = ("_open", "_write", "arrival", "front", "origin", "sending", "setting", "span", "tensors", "timestamps",
+                 "traces")  # fmt: skip
 
     def __init__(
         self,
         write: Callable[[Record], None],
         setting: Any,
+        front: Front,
         *,
         timestamps: bool,
         tensors: bool,
@@ -79,10 +83,23 @@ class Record:
         self._write = write
         self._open = 0
         self.setting = setting  # the tracer's own note of the setting that it was sampled under
+        self.front = front
         self.timestamps = timestamps
         self.tensors = tensors
         self.span = span  # None: spans are not wanted
+        self.origin = time.time_ns() - time.monotonic_ns()  # what makes the events' times those of a calendar
         self.traces: list[Trace] = []
+        self.arrival: list[Event] = []  # what the front stamped before and
+        self.sending: list[Event] = []  # after the model had it; Triton's files keep them apart
+
+    def arrived(self, start_ns: int) -> None:
+        if self.timestamps:
+            now = time.monotonic_ns()
+            self.arrival = [(self.front.received[0], min(start_ns or now, now)), (self.front.received[1], now)]
+
+    def sent(self, name: str) -> None:
+        if self.timestamps:
+            self.sending.append((name, time.monotonic_ns()))
 
     def opened(self, trace: Trace) -> None:
         self.traces.append(trace)
@@ -116,13 +133,15 @@ class Trace:
         "record",
         "request_id",
         "span_id",
+        "tensors",
     )
 
     def __init__(self, record: Record, parent: Trace | None = None) -> None:
         self.id = next(_ids)
         self.parent = parent
         self.record = record
-        self.events: list[tuple[str, int] | TensorEvent] = []
+        self.events: list[Event] = []
+        self.tensors: list[TensorEvent] = []
         self.model_name = ""  # "": it never got as far as a model
         self.model_version = ""
         self.request_id = ""
@@ -157,13 +176,11 @@ class Trace:
         self.request_id = request.id
         self.stamp("REQUEST_START")
         if self.record.tensors:
-            self._tensors("TENSOR_QUEUE_INPUT", request.inputs.values())
+            self._keep("TENSOR_QUEUE_INPUT", request.inputs.values())
 
     def executed(self, request: InferenceRequest, batch: Batch) -> None:
         """The batch that it ran in has an answer for it."""
         self._queue_start(request)
-        if self.record.tensors:
-            self._tensors("TENSOR_BACKEND_INPUT", request.inputs.values())
         start_ns, end_ns = batch.compute_start_ns, batch.compute_end_ns
         if start_ns and end_ns:
             self.stamp("COMPUTE_START", start_ns)
@@ -179,6 +196,15 @@ class Trace:
         self.stamp("COMPUTE_OUTPUT_START", now)
         self.stamp("COMPUTE_END", now)
 
+    @classmethod
+    def begun(cls, record: Record, request: InferenceRequest) -> Trace:
+        """The first trace of a record: that of the request a client sent."""
+        trace = cls(record)
+        record.arrived(request.received_ns)
+        request.trace = trace
+        request.sender = TracedSender(trace, request, request.sender, record.front)
+        return trace
+
     def child(self, request: InferenceRequest) -> Trace:
         """The trace of a request that comes of this one; it stands before the sender of `request` from now on."""
         trace = Trace(self.record, self)
@@ -187,13 +213,19 @@ class Trace:
 
     def answered(self, request: InferenceRequest, response: InferenceResponse) -> None:
         if self.record.tensors:
-            self._tensors("TENSOR_BACKEND_OUTPUT", response.outputs)
+            self._keep("TENSOR_BACKEND_OUTPUT", response.outputs)
 
     def ended(self, request: InferenceRequest) -> None:
         """Its last response is about to be sent."""
         if self.model_name:
             self._queue_start(request)
             self.stamp("REQUEST_END")
+
+    def refused(self, request: InferenceRequest) -> None:
+        """Its front, or its model, would not take the request."""
+        request.trace = None
+        self.ended(request)
+        self.close()
 
     def close(self) -> None:
         """Nothing more comes. May be called again."""
@@ -206,10 +238,10 @@ class Trace:
             self._queued = True
             self.stamp("QUEUE_START", request.queued_ns)
 
-    def _tensors(self, activity: str, tensors: Any) -> None:
+    def _keep(self, activity: str, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             copy = Tensor(tensor.name, tensor.datatype, np.array(tensor.array))
-            self.events.append(TensorEvent(activity, copy))
+            self.tensors.append(TensorEvent(activity, copy))
 
 
 class TracedSender:
@@ -236,12 +268,17 @@ class TracedSender:
             if final:
                 trace.close()
             return
-        trace.stamp(RESPONSE_COMPLETE)
+        record = trace.record
+        silent = response.flag_only  # says only that no more comes: nothing goes out for it
+        if not silent and not record.sending:  # of several responses Triton notes the first
+            record.sent(RESPONSE_COMPLETE)
         if final:
             self._end(trace, request)
-        trace.stamp(front.sent[0])
+        if not silent:
+            record.sent(front.sent[0])
         self._inner.send(response, final)
-        trace.stamp(front.sent[1])
+        if not silent:
+            record.sent(front.sent[1])
         if final:
             trace.close()
 
@@ -251,12 +288,15 @@ class TracedSender:
         request.trace = None
 
     def release(self) -> None:
-        """The request was not taken: its front says why."""
+        """The front lets go of the client: the request was not taken."""
+        self._give_up("release")
+
+    def refuse(self) -> None:
+        """Likewise, with what it had lent."""
+        self._give_up("refuse")
+
+    def _give_up(self, how: str) -> None:
         request, self._request = self._request, None
-        if request is not None:
-            self._trace.ended(request)
-            request.trace = None
-            self._trace.close()
-        inner_release = getattr(self._inner, "release", None)
-        if inner_release is not None:
-            inner_release()
+        if request is not None and request.trace is not None:
+            request.trace.refused(request)
+        getattr(self._inner, how)()

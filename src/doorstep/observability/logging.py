@@ -24,6 +24,12 @@ class LogHandler(logging.Handler):
     def __init__(self, writer: LineWriter) -> None:
         super().__init__()
         self.writer = writer
+        self.off: frozenset[int] = frozenset()  # levels that are not written; replaced when it changes
+        self.addFilter(self._wanted)
+
+    def _wanted(self, record: logging.LogRecord) -> bool:
+        """--log-info, --log-warning and --log-error are for their own level each; the access log has its own switch."""
+        return record.levelno not in self.off or record.name == ACCESS_LOGGER
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -39,47 +45,39 @@ class LogHandler(logging.Handler):
         super().close()
 
 
-class _Switches(logging.Filter):
-    """--log-info, --log-warning and --log-error, each for its own level; the access log has a switch of its own."""
+def switched_off(*, info: bool, warning: bool, error: bool) -> frozenset[int]:
+    """The levels that are not to be written."""
+    switches = ((logging.INFO, info), (logging.WARNING, warning), (logging.ERROR, error), (logging.CRITICAL, error))
+    return frozenset(level for level, on in switches if not on)
 
-    def __init__(self, options: ServerOptions) -> None:
-        super().__init__()
-        switches = {
-            logging.INFO: options.log_info,
-            logging.WARNING: options.log_warning,
-            logging.ERROR: options.log_error,
-        }
-        self._off = {level for level, on in switches.items() if not on}
-        if not options.log_error:
-            self._off.add(logging.CRITICAL)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno not in self._off or record.name == ACCESS_LOGGER
+def set_levels(verbose: int) -> None:
+    """0: what happens; 1: how; 2 and up: what libraries say about themselves, too."""
+    logging.getLogger().setLevel(logging.DEBUG if verbose > 1 else logging.WARNING)
+    logging.getLogger("doorstep").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def set_up_logging(options: ServerOptions) -> LogHandler:
     """Replaces what was set up before. Raises InvalidArgument for a --log-file that cannot be opened.
 
     With a file, SIGHUP opens it anew, for log rotation."""
-    formatter = FORMATTERS[options.log_format]()
 
     def notice(count: int) -> str:
         line = "%d log lines were dropped: whoever reads the log is too slow, or the disk is full"
-        return formatter.format(logging.LogRecord("doorstep.log", logging.WARNING, __file__, 0, line, (count,), None))
+        return handler.format(logging.LogRecord("doorstep.log", logging.WARNING, __file__, 0, line, (count,), None))
 
     try:
         handler = LogHandler(LineWriter(options.log_file, notice=notice))
     except OSError as error:
         raise InvalidArgument(f"--log-file={options.log_file}: cannot be opened: {error.strerror}") from None
-    handler.setFormatter(formatter)
-    handler.addFilter(_Switches(options))
+    handler.setFormatter(FORMATTERS[options.log_format]())
+    handler.off = switched_off(info=options.log_info, warning=options.log_warning, error=options.log_error)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
-    root.setLevel(logging.DEBUG if options.log_verbose > 1 else logging.WARNING)
-    logging.getLogger("doorstep").setLevel(logging.DEBUG if options.log_verbose else logging.INFO)
+    set_levels(options.log_verbose)
     logging.captureWarnings(True)
     if options.log_file and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, lambda *_: handler.writer.reopen())
