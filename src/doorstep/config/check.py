@@ -16,6 +16,7 @@ from doorstep.config.check_ragged import check_ragged
 from doorstep.config.check_tensors import check_tensors, element_count
 from doorstep.config.complete import ENSEMBLE, PLATFORMS
 from doorstep.config.labels import read_labels
+from doorstep.config.sequence import read_initial_states
 from doorstep.config.survey import suggest
 from doorstep.errors import Problem
 from doorstep.types import BY_CONFIG_NUMBER
@@ -241,6 +242,7 @@ def _check_warmup_input(given: Any, name: str, io: Any, where: str, proto: Any) 
 
 def _check_files(proto: Any, model_directory: Path) -> Iterator[Problem]:
     yield from read_labels(proto, model_directory)[1]
+    yield from read_initial_states(proto, model_directory)[1]
     root = (model_directory / WARMUP_DIRECTORY).resolve()
     for i, warmup in enumerate(proto.model_warmup):
         for name in sorted(warmup.inputs):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from doorstep.config.sequence import CORRELATION_TYPES, check_states
 from doorstep.errors import Problem
 
 _CONTROL_VALUES = ("int32_false_true", "fp32_false_true", "bool_false_true")
-_CORRELATION_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
 
 
 def check_batching(proto: Any, *, partial: bool) -> Iterator[Problem]:
@@ -74,6 +74,7 @@ def _sequence(batching: Any, proto: Any) -> Iterator[Problem]:
     if batching.HasField("direct") and not 0.0 <= batching.direct.minimum_slot_utilization <= 1.0:
         what = f"sequence batching minimum slot utilization must be in range (0.0, 1.0] for {name}"
         yield Problem("sequence_batching.direct.minimum_slot_utilization", what)
+    yield from check_states(proto)
     tensors: set[str] = set()
     kinds: set[int] = set()
     for i, control_input in enumerate(batching.control_input):
@@ -106,8 +107,8 @@ def _control(control: Any, kind: str, where: str, name: str) -> Iterator[Problem
             )
             yield Problem(where, what, "it has a data_type instead")
         data_type = control.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number.get(control.data_type)
-        if data_type is None or data_type.name not in _CORRELATION_TYPES:
-            allowed = ", ".join(_CORRELATION_TYPES[:-1]) + " and " + _CORRELATION_TYPES[-1]
+        if data_type is None or data_type.name not in CORRELATION_TYPES:
+            allowed = ", ".join(CORRELATION_TYPES[:-1]) + " and " + CORRELATION_TYPES[-1]
             what = f"unexpected data type for control {kind} for {name}. Allowed data types are {allowed}"
             yield Problem(f"{where}.data_type", what)
     elif not given:

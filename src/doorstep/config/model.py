@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from doorstep.config.sequence import SequenceSpec, sequence_spec
 from doorstep.types import BY_CONFIG_NUMBER, BYTES, DataType
 
 
@@ -40,6 +41,7 @@ class ModelConfig:
     decoupled: bool = False
     ragged: bool = False  # its batches are put together, or cut, in the ways of batch_input and batch_output
     parameters: Mapping[str, str] = field(default_factory=dict)
+    sequence: SequenceSpec | None = None  # what the backend gets besides the client's inputs
 
     @property
     def platform(self) -> str:
@@ -47,8 +49,14 @@ class ModelConfig:
         return str(self.proto.platform or self.proto.backend)
 
     @classmethod
-    def from_proto(cls, proto: Any, labels: Mapping[str, tuple[str, ...]] | None = None) -> ModelConfig:
-        """`proto` must be complete and checked (see complete.py, check.py); `labels` are per output name."""
+    def from_proto(
+        cls,
+        proto: Any,
+        labels: Mapping[str, tuple[str, ...]] | None = None,
+        initial_states: Mapping[str, bytes] | None = None,
+    ) -> ModelConfig:
+        """`proto` must be complete and checked (see complete.py, check.py); `labels` are per output name, initial
+        states per name of the state's input."""
         batches = proto.max_batch_size > 0
 
         def spec(tensor: Any, *, is_input: bool) -> TensorSpec:
@@ -80,4 +88,29 @@ class ModelConfig:
             ragged=any(s.ragged for s in inputs.values()) or bool(proto.batch_input or proto.batch_output),
             decoupled=proto.model_transaction_policy.decoupled,
             parameters={k: v.string_value for k, v in proto.parameters.items()},
+            sequence=sequence_spec(proto, initial_states),
+        )
+
+    def for_backend(self) -> ModelConfig:
+        """The config as the backend is to see it: with the controls and states of sequences among its tensors."""
+        sequence = self.sequence
+        if sequence is None:
+            return self
+        lead = (-1,) if self.max_batch_size > 0 else ()
+        extra = {c.name: TensorSpec(c.name, c.datatype, (1,), (*lead, 1)) for c in sequence.controls}
+        if sequence.correlation is not None:
+            name, datatype = sequence.correlation
+            extra[name] = TensorSpec(name, datatype, (1,), (*lead, 1))
+        outputs = dict(self.outputs)
+        for state in sequence.states:
+            shape = (*lead, *state.dims)
+            extra[state.input_name] = TensorSpec(state.input_name, state.datatype, state.dims, shape)
+            outputs.setdefault(state.output_name, TensorSpec(state.output_name, state.datatype, state.dims, shape))
+        return replace(
+            self,
+            inputs={**self.inputs, **extra},
+            outputs=outputs,
+            output_names=tuple(outputs),
+            required_inputs=self.required_inputs | extra.keys(),
+            takes_bytes=self.takes_bytes or any(spec.datatype is BYTES for spec in extra.values()),
         )

@@ -12,6 +12,7 @@ from doorstep.config.complete import complete_backend, normalise
 from doorstep.config.labels import read_labels
 from doorstep.config.load import locate
 from doorstep.config.model import ModelConfig
+from doorstep.config.sequence import read_initial_states
 from doorstep.config.support import unsupported
 from doorstep.errors import ConfigError, Problem
 
@@ -84,4 +85,5 @@ def prepare_config(
     normalise(proto, gpus)
     refuse(unsupported(proto) + check(proto, directory_name=spec.name, gpus=gpus))
     labels, _ = read_labels(proto, spec.model_directory)
-    return ModelConfig.from_proto(proto, labels)
+    initial_states, _ = read_initial_states(proto, spec.model_directory)
+    return ModelConfig.from_proto(proto, labels, initial_states)
