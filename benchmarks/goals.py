@@ -51,6 +51,10 @@ GRPC = (Goal("triton", "rate", "least", 2.0),)
 BYTES_HTTP = (Goal("triton", "rate", "least", 1.5),)
 BYTES_GRPC = (Goal("triton", "rate", "least", 1.0),)
 
+PYTHON_LATENCY = (Goal("triton", "p50_us", "most", 2 / 3),)
+PYTHON_RATE = (Goal("triton", "rate", "least", 1.5),)
+PYTHON_BYTES = (Goal("triton", "rate", "least", 1.5),)
+
 MINILM_SHARE = 0.95
 START_S = 1.0
 IDLE_MB = 150

@@ -27,6 +27,12 @@ _IMAGE_TENSORS = """
 input { name: "INPUT0" data_type: TYPE_FP32 dims: [ 1, 3, 224, 224 ] }
 output { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 1, 3, 224, 224 ] }
 """
+_SMALL_TENSORS = f"""
+max_batch_size: {MLP_MAX_BATCH}
+dynamic_batching {{ }}
+input {{ name: "INPUT0" data_type: TYPE_FP32 dims: [ 16 ] }}
+output {{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 16 ] }}
+"""
 _ONE_INSTANCE = "instance_group { count: 1 kind: KIND_CPU }\n"
 _ONE_THREAD = 'parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n'
 
@@ -80,7 +86,16 @@ def doorstep_repository(folder: Path) -> Path:
     )
     (folder / "identity" / "1").mkdir(parents=True)
     (folder / "identity" / "config.pbtxt").write_text(f'backend: "identity"\n{_ONE_INSTANCE}{_IMAGE_TENSORS}')
+    _write_python_models(folder)
     return folder
+
+
+def _write_python_models(folder: Path) -> None:
+    """What both servers run from the same files: identity of 16 floats, and of an image."""
+    for name, tensors in (("python_small", _SMALL_TENSORS), ("python_large", _IMAGE_TENSORS)):
+        (folder / name / "1").mkdir(parents=True)
+        (folder / name / "1" / "model.py").write_text(dedent(_TRITON_IDENTITY).lstrip())
+        (folder / name / "config.pbtxt").write_text(f'backend: "python"\n{_ONE_INSTANCE}{tensors}')
 
 
 def minilm_repository(folder: Path) -> Path:
@@ -152,6 +167,7 @@ def triton_repository(folder: Path) -> Path:
     (folder / "identity" / "1").mkdir(parents=True)
     (folder / "identity" / "1" / "model.py").write_text(dedent(_TRITON_IDENTITY).lstrip())
     (folder / "identity" / "config.pbtxt").write_text(f'backend: "python"\n{_ONE_INSTANCE}{_IMAGE_TENSORS}')
+    _write_python_models(folder)
     return folder
 
 

@@ -24,6 +24,9 @@ class Payloads:
     mlp_grpc: Path
     image_binary: HttpBody
     image_grpc: Path
+    python_json: HttpBody
+    python_grpc: Path
+    python_image_grpc: Path
     minilm_binary: HttpBody
 
 
@@ -39,6 +42,9 @@ def write_payloads(folder: Path) -> Payloads:
         mlp_grpc=_grpc(folder / "mlp.grpc", "mlp", "input", row),
         image_binary=_binary(folder / "image.bin", {"INPUT0": image}),
         image_grpc=_grpc(folder / "image.grpc", "identity", "INPUT0", image),
+        python_json=_json(folder / "python.json", "INPUT0", row),
+        python_grpc=_grpc(folder / "python.grpc", "python_small", "INPUT0", row),
+        python_image_grpc=_grpc(folder / "python_image.grpc", "python_large", "INPUT0", image),
         minilm_binary=_binary(
             folder / "minilm.bin",
             {

@@ -13,150 +13,72 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import bare, goals, models, procfs
-from benchmarks.goals import Figure, Goal
-from benchmarks.load import HttpBody, Load, h2load, wrk
-from benchmarks.measure import Run, Series, Target, alternate, call_once, measure, post_once
-from benchmarks.payloads import Payloads
+from benchmarks.common import (
+    INFER,
+    Bench,
+    Plan,
+    bytes_of,
+    check_grpc,
+    check_http,
+    grpc_run,
+    http_run,
+    series_of,
+)
+from benchmarks.goals import Figure
+from benchmarks.load import HttpBody
+from benchmarks.measure import Series, Target, measure, post_once
+from benchmarks.python_model import python_large, python_small
 from doorstep.testing.server import ServerProcess, doorstep_command
 
 ROOT = Path(__file__).resolve().parents[1]
-INFER = "/v2/models/{}/infer"
-IMAGE_MB = 4 * 3 * 224 * 224 * 2 / 1e6  # in and out again
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How long and how often."""
-
-    seconds: float = 5.0
-    rounds: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """The servers that run, and what they are sent."""
-
-    targets: dict[str, Target]  # by name; "doorstep" is one of them
-    payloads: Payloads
-    plan: Plan
-    raw: dict[str, Series]  # every sample of every scenario, for the JSON
-
-
-def _series(bench: Bench, scenario: str, names: tuple[str, ...], run: Run, wanted: tuple[Goal, ...]) -> list[Figure]:
-    targets = [bench.targets[name] for name in names if name in bench.targets]
-    series = bench.raw[scenario] = alternate(targets, run, seconds=bench.plan.seconds, rounds=bench.plan.rounds)
-    return [_figure(scenario, series, goal) for goal in wanted if goal.peer in series.samples]
-
-
-def _figure(scenario: str, series: Series, goal: Goal) -> Figure:
-    ours, theirs = series.samples["doorstep"], series.samples[goal.peer]
-    ratios = [getattr(a, goal.quantity) / getattr(b, goal.quantity) for a, b in zip(ours, theirs, strict=True)]
-    return Figure(
-        scenario,
-        goals.UNITS[goal.quantity],
-        series.median("doorstep", goal.quantity),
-        series.median(goal.peer, goal.quantity),
-        goal.peer,
-        goal.factor,
-        goal.at,
-        min(ratios),
-        max(ratios),
-    )
-
-
-def _http(model: str, body: HttpBody, connections: int) -> Run:
-    def run(target: Target, seconds: float) -> Load:
-        return wrk(target.http_port, INFER.format(model), body, connections=connections, seconds=seconds)
-
-    return run
-
-
-def _grpc(message: Path, answer_bytes: int, connections: int, streams: int = 1) -> Run:
-    def run(target: Target, seconds: float) -> Load:
-        return h2load(
-            target.grpc_port,
-            message,
-            answer_bytes=answer_bytes,
-            connections=connections,
-            seconds=seconds,
-            streams=streams,
-        )
-
-    return run
-
-
-def _check(bench: Bench, names: tuple[str, ...], model: str, body: HttpBody, least: int) -> None:
-    for name in names:
-        if name in bench.targets:
-            answer = post_once(bench.targets[name].http_port, INFER.format(model), body)
-            assert len(answer) >= least, f"{name} answers {model} with {answer[:200]!r}"
-
-
-def _check_grpc(bench: Bench, names: tuple[str, ...], message: Path) -> int:
-    """The length of the shortest answer."""
-    framed = message.read_bytes()
-    return min(len(call_once(bench.targets[name].grpc_port, framed)) for name in names if name in bench.targets)
 
 
 def mlp_json(bench: Bench) -> list[Figure]:
     names = ("doorstep", "triton", "mlserver")
     body = bench.payloads.mlp_json
-    _check(bench, names, "mlp", body, 60)
+    check_http(bench, names, "mlp", body, 60)
     return [
-        *_series(bench, "MLP, HTTP JSON, 32 connections", names, _http("mlp", body, 32), goals.FRONT_END),
-        *_series(bench, "MLP, HTTP JSON, 1 connection", names, _http("mlp", body, 1), goals.ONE_CONNECTION),
+        *series_of(bench, "MLP, HTTP JSON, 32 connections", names, http_run("mlp", body, 32), goals.FRONT_END),
+        *series_of(bench, "MLP, HTTP JSON, 1 connection", names, http_run("mlp", body, 1), goals.ONE_CONNECTION),
     ]
 
 
 def mlp_binary(bench: Bench) -> list[Figure]:
     names = ("doorstep", "triton")  # MLServer has no binary extension over HTTP
     body = bench.payloads.mlp_binary
-    _check(bench, names, "mlp", body, 60)
+    check_http(bench, names, "mlp", body, 60)
     return [
-        *_series(bench, "MLP, HTTP binary, 32 connections", names, _http("mlp", body, 32), goals.FRONT_END),
-        *_series(bench, "MLP, HTTP binary, 1 connection", names, _http("mlp", body, 1), goals.ONE_CONNECTION),
+        *series_of(bench, "MLP, HTTP binary, 32 connections", names, http_run("mlp", body, 32), goals.FRONT_END),
+        *series_of(bench, "MLP, HTTP binary, 1 connection", names, http_run("mlp", body, 1), goals.ONE_CONNECTION),
     ]
 
 
 def mlp_grpc(bench: Bench) -> list[Figure]:
     names = ("doorstep", "triton", "mlserver")
     message = bench.payloads.mlp_grpc
-    size = _check_grpc(bench, names, message)
+    size = check_grpc(bench, names, message)
     return [
-        *_series(bench, "MLP, gRPC, 32 connections", names, _grpc(message, size, 32), goals.GRPC),
-        *_series(bench, "MLP, gRPC, 1 connection of 32 streams", names, _grpc(message, size, 1, 32), goals.GRPC),
-        *_series(bench, "MLP, gRPC, 1 connection", names, _grpc(message, size, 1), goals.ONE_CONNECTION),
+        *series_of(bench, "MLP, gRPC, 32 connections", names, grpc_run(message, size, 32), goals.GRPC),
+        *series_of(bench, "MLP, gRPC, 1 connection of 32 streams", names, grpc_run(message, size, 1, 32), goals.GRPC),
+        *series_of(bench, "MLP, gRPC, 1 connection", names, grpc_run(message, size, 1), goals.ONE_CONNECTION),
     ]
 
 
 def image_http(bench: Bench) -> list[Figure]:
     names = ("doorstep", "triton")
     body = bench.payloads.image_binary
-    _check(bench, names, "identity", body, 602_112)
-    return _bytes(bench, "HTTP binary", goals.BYTES_HTTP, lambda n: _http("identity", body, n))
+    check_http(bench, names, "identity", body, 602_112)
+    return bytes_of(bench, "identity", "HTTP binary", goals.BYTES_HTTP, lambda n: http_run("identity", body, n))
 
 
 def image_grpc(bench: Bench) -> list[Figure]:
     message = bench.payloads.image_grpc
-    size = _check_grpc(bench, ("doorstep", "triton"), message)
+    size = check_grpc(bench, ("doorstep", "triton"), message)
     assert size > 602_112, f"an answer of {size} bytes"
-    return _bytes(bench, "gRPC", goals.BYTES_GRPC, lambda n: _grpc(message, size, n))
-
-
-def _bytes(bench: Bench, protocol: str, wanted: tuple[Goal, ...], run: Callable[[int], Run]) -> list[Figure]:
-    figures = []
-    for connections in (1, 16):
-        scenario = f"identity [1,3,224,224] FP32, {protocol}, {connections} connection{'s' * (connections > 1)}"
-        for f in _series(bench, scenario, ("doorstep", "triton"), run(connections), wanted):
-            ours, theirs = f.doorstep * IMAGE_MB, f.other * IMAGE_MB
-            figures.append(
-                Figure(scenario, "MB/s, in and out", ours, theirs, f.other_name, f.goal, f.at, f.low, f.high)
-            )
-    return figures
+    return bytes_of(bench, "identity", "gRPC", goals.BYTES_GRPC, lambda n: grpc_run(message, size, n))
 
 
 def minilm(bench: Bench) -> list[Figure]:
@@ -170,7 +92,7 @@ def minilm(bench: Bench) -> list[Figure]:
             target = Target("doorstep", server, server.http_port, server.grpc_port)
             body = bench.payloads.minilm_binary
             assert len(post_once(server.http_port, INFER.format("minilm"), body)) > models.TOKENS * 384 * 4
-            run = _http("minilm", body, 16)
+            run = http_run("minilm", body, 16)
             run(target, 1.0)
             scenario = f"MiniLM int8, {models.TOKENS} tokens, 16 connections (limit: bare loop, batch {best})"
             series = bench.raw[scenario] = Series({"doorstep": []})
@@ -244,7 +166,7 @@ def _first_answer(server: ServerProcess, body: HttpBody) -> float:
 def agreement(bench: Bench) -> list[Figure]:
     """`doorstep bench` beside wrk on one server, turn about: before its figures are quoted they must be wrk's."""
     target = bench.targets["doorstep"]
-    run = _http("mlp", bench.payloads.mlp_json, 32)
+    run = http_run("mlp", bench.payloads.mlp_json, 32)
     run(target, 1.0)
     by_wrk, by_bench = [], []
     for _ in range(bench.plan.rounds):
@@ -287,12 +209,16 @@ def install(bench: Bench) -> list[Figure]:
     return [Figure("core install", "packages", len(names), goals.PACKAGES, "limit", 1, "most", 1, 1)]
 
 
+__all__ = ["PEERLESS", "SCENARIOS", "Bench", "Plan"]
+
 SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "mlp-json": mlp_json,
     "mlp-binary": mlp_binary,
     "mlp-grpc": mlp_grpc,
     "image-http": image_http,
     "image-grpc": image_grpc,
+    "python-small": python_small,
+    "python-large": python_large,
     "minilm": minilm,
     "start-up": start_up,
     "install": install,
