@@ -257,13 +257,10 @@ def test_the_execution_values_are_the_backends() -> None:
 REFUSALS = [
     ("sequence_batching { }", "sequence_batching"),
     ("ensemble_scheduling { }", "ensemble_scheduling"),
-    ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
     ("dynamic_batching { priority_levels: 2 }", "dynamic_batching.priority_levels"),
     ("dynamic_batching { priority_queue_policy { key: 1 value { } } }", "dynamic_batching.priority_queue_policy"),
     ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "dynamic_batching.default_queue_policy.timeout_action"),
     ("model_repository_agents { agents { name: 'checksum' } }", "model_repository_agents"),
-    ("model_operations { op_library_filename: 'x.so' }", "model_operations"),
-    ("runtime: 'x'", "runtime"),
 ]  # fmt: skip
 
 
@@ -288,15 +285,6 @@ def test_a_field_that_asks_for_nothing_is_neither_refused_nor_noted(text: str) -
     message = parse_text_config("max_batch_size: 1 " + text, name="m")
     assert unsupported(message) == []
     assert fields_without_meaning(message) == []
-
-
-def test_a_model_that_wants_an_environment_of_its_own_is_refused() -> None:
-    message = parse_text_config(
-        'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "env.tar.gz" } }', name="m"
-    )
-    [problem] = unsupported(message)
-    assert problem.where == 'parameters["EXECUTION_ENV_PATH"]'
-    assert "a Python environment of the model's own is not supported yet" in problem.what
 
 
 def test_fields_without_effect_are_said_once_each() -> None:

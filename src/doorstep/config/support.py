@@ -26,29 +26,19 @@ class Missing:
 
 # A model that needs one of these does not load: run without it, it would answer wrongly.
 REFUSED = (
-    Missing("sequence_batching", "sequence batching is not supported yet"),
-    Missing("ensemble_scheduling", "ensembles are not supported yet"),
-    Missing("model_transaction_policy.decoupled", "decoupled models are not supported yet"),
-    Missing("dynamic_batching.priority_levels", "request priorities are not supported yet", above=1),
-    Missing("dynamic_batching.priority_queue_policy", "request priorities are not supported yet"),
-    Missing("dynamic_batching.default_queue_policy.timeout_action", "the action DELAY is not supported yet; REJECT is"),
-    Missing("model_repository_agents", "repository agents are not supported yet, so nothing would be verified"),
-    Missing("model_operations", "custom operator libraries are not supported yet"),
-    Missing("runtime", "a runtime of the model's own is not supported yet"),
 )
 
 # Parameters of Triton's backends that a model cannot do without.
-REFUSED_PARAMETERS = {
-    "EXECUTION_ENV_PATH": "a Python environment of the model's own is not supported yet; it would run in the server's",
-}
+REFUSED_PARAMETERS: dict[str, str] = {}
 
 # These change how fast a model answers, or on what, never what it answers.
 WITHOUT_EFFECT = (
+    Missing("sequence_batching.state.use_same_buffer_for_input_output", "states are handed on, not copied, anyway"),
+    Missing("sequence_batching.state.use_growable_memory", "a state takes the memory its size needs"),
     Missing("optimization.priority", "instances have no priorities"),
     Missing("optimization.cuda", "CUDA graphs are not used"),
     Missing("optimization.gather_kernel_buffer_threshold", "inputs are gathered on the CPU"),
     Missing("optimization.eager_batching", "batches are gathered when they run"),
-    Missing("instance_group.rate_limiter", "there is no rate limiter"),
     Missing("instance_group.secondary_devices", "there are no secondary devices"),
     Missing("instance_group.passive", "there are no passive instances; this one serves"),
     Missing("instance_group.profile", "profiles belong to TensorRT"),
@@ -72,14 +62,7 @@ def unsupported(proto: Any) -> list[Problem]:
 
 def fields_without_meaning(proto: Any) -> list[str]:
     """One line for the log per field that the user set and this version does not act upon. `proto` as written."""
-    lines = [
-        f"{path} has no effect: {missing.why}" for missing in WITHOUT_EFFECT for path in _set_paths(proto, missing)
-    ]
-    if proto.HasField("dynamic_batching") and proto.max_batch_size == 0 and (proto.input or proto.output):
-        lines.append(
-            "dynamic_batching has no effect: max_batch_size is 0, so the model's tensors have no batch dimension"
-        )
-    return lines
+    return [f"{path} has no effect: {missing.why}" for missing in WITHOUT_EFFECT for path in _set_paths(proto, missing)]
 
 
 def _set_paths(proto: Any, missing: Missing) -> Iterator[str]:

@@ -6,6 +6,7 @@ Parameter names are those of Triton's onnxruntime backend (its README, "Model Co
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -88,9 +89,32 @@ def session_options(context: InstanceContext) -> ort.SessionOptions:
                 setattr(options, attribute, value)
         elif name.startswith(_ENTRY_PREFIXES):
             options.add_session_config_entry(name, text)
+    problems += _register_operations(options, context)
     if problems:
         raise ConfigError(config.name, problems)
     return options
+
+
+def _register_operations(options: ort.SessionOptions, context: InstanceContext) -> list[Problem]:
+    """Custom operators (model_operations): libraries in the folder of the version or the model or, as in Triton, by a path
+    from where the server was started."""
+    problems = []
+    for i, name in enumerate(context.config.proto.model_operations.op_library_filename):
+        where = f"model_operations.op_library_filename[{i}]"
+        folders = (context.version_directory, context.model_directory, Path())
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
+            problems.append(Problem(where, f"there is no file '{name}'", "put it into the model's folder"))
+            continue
+        try:
+            options.register_custom_ops_library(str(path))
+        except Exception as error:
+            problems.append(Problem(where, f"'{name}' is no library of onnxruntime operators: {_first_line(error)}"))
+    return problems
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def run_options(context: InstanceContext) -> ort.RunOptions | None:
