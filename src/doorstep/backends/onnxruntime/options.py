@@ -96,7 +96,7 @@ def session_options(context: InstanceContext) -> ort.SessionOptions:
 
 
 def _register_operations(options: ort.SessionOptions, context: InstanceContext) -> list[Problem]:
-    """Custom operators (model_operations): libraries in the folder of the version or the model or, as in Triton, by a path
+    """Custom operators (model_operations): libraries in the version's folder, the model's, or by a path, as in Triton,
     from where the server was started."""
     problems = []
     for i, name in enumerate(context.config.proto.model_operations.op_library_filename):
