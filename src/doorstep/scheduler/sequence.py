@@ -133,7 +133,6 @@ class SequenceScheduler:
                 f"inference request to model '{self._name}' must specify batch-size 1 due to requirements of sequence "
                 "batcher"
             )
-        self._tensors.check_id(request, f"[request id: {request.id or '<id_unknown>'}] ")
         if not request.correlation_id:
             if not self._iterative:
                 raise InvalidArgument(
@@ -142,6 +141,7 @@ class SequenceScheduler:
             request.correlation_id = self._next_id
             self._next_id += 1
             request.sequence_start, request.sequence_end = True, False
+        self._tensors.check_id(request)
         if self._stopping and request.sequence_start:
             raise QueueRejected(STOPPING)
         self._take(request)
@@ -279,7 +279,7 @@ class SequenceScheduler:
             del self._slot_of[sequence]
             self._touched_ns.pop(sequence, None)
         self._drop(slot.queue)
-        slot.queue = deque()
+        slot.queue.clear()
         slot.sequence = None
         if slot.batcher.leaving:
             slot.batcher.leaving -= 1
@@ -373,6 +373,7 @@ class SequenceScheduler:
             ticket: Ticket | None = request.slot
             if ticket is None:  # padding: nobody is to hear of it
                 request.cancelled = True
+                batch.rows -= 1  # nor is it counted
                 self._padding -= 1
                 continue
             ticket.running = False

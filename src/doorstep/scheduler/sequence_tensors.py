@@ -11,13 +11,14 @@ import numpy as np
 
 from doorstep.config.model import ModelConfig
 from doorstep.config.sequence import SequenceSpec
-from doorstep.errors import InvalidArgument
+from doorstep.errors import InvalidArgument, Unsupported
 from doorstep.request import InferenceRequest, Outputs
 from doorstep.scheduler.sequence_parts import Ticket
 from doorstep.types import BYTES, Array, DataType, Tensor, object_array
 from doorstep.workers.sample import NOBODY, zeros
 
-_INTEGER_BITS = 2**64
+LONGEST_ID = 128  # bytes
+_INTEGERS = 2**64
 
 
 class SequenceTensors:
@@ -48,16 +49,20 @@ class SequenceTensors:
     def _control(self, name: str, datatype: DataType, value: float) -> Tensor:
         return Tensor(name, datatype, np.full(self._shape, value, datatype.numpy))
 
-    def check_id(self, request: InferenceRequest, prefix: str) -> None:
+    def check_id(self, request: InferenceRequest) -> None:
         """Raises InvalidArgument where the correlation id is not of the kind the model wants."""
+        value = request.correlation_id
+        is_text = type(value) is str
+        if is_text and len(str(value).encode()) > LONGEST_ID:
+            raise Unsupported(f"string correlation ID cannot be longer than {LONGEST_ID} characters")
         if self._correlation is None:
             return
         name, datatype = self._correlation
-        is_text = type(request.correlation_id) is str
         if is_text != (datatype is BYTES):
+            got = "BYTES" if is_text else "UINT64"
             raise InvalidArgument(
-                f"{prefix}sequence batching control '{name}' data-type is '{'BYTES' if is_text else 'UINT64'}', "
-                f"but model '{self._name}' expects '{datatype}'"
+                f"[request id: {request.id or '<id_unknown>'}] sequence batching control '{name}' data-type is "
+                f"'{got}', but model '{self._name}' expects '{datatype}'"
             )
 
     def give(self, ticket: Ticket) -> None:
@@ -100,7 +105,7 @@ class SequenceTensors:
     def _id(self, value: int | str, datatype: DataType) -> Array:
         if datatype is BYTES:
             return object_array([str(value).encode()], self._shape)
-        number = int(value) % _INTEGER_BITS  # narrower types keep the low bits, signed ones read them as theirs
+        number = int(value) % _INTEGERS  # narrower types keep the low bits, signed ones read them as theirs
         low = number.to_bytes(8, "little")[: datatype.itemsize]
         return np.frombuffer(low, datatype.numpy).reshape(self._shape)
 
