@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from doorstep.observability.custom_metrics import CustomMetrics
 from doorstep.observability.machine_metrics import CpuAndMemory, LoopLag, build_family, process_families
 from doorstep.observability.model_metrics import MeasuredModel, ModelReading, model_families, state_family
 from doorstep.repository.base import IndexEntry
@@ -46,9 +47,12 @@ class MetricsEndpoint:
         contexts: Sequence[ListenerContext],
         index: Callable[[], Iterable[IndexEntry]],
         *,
+        custom: CustomMetrics | None = None,
         cpu: bool = True,
     ) -> None:
-        """`models()`: the loaded ones; `contexts`: the listeners', a list that may still grow; `cpu`: `nv_cpu_*`."""
+        """`models()`: the loaded ones; `contexts`: the listeners', a list that may still grow; `custom`: what models
+        count themselves; `cpu`: `nv_cpu_*`."""
+        self._custom = custom or CustomMetrics()
         self._models = models
         self._contexts = contexts
         self._index = index
@@ -78,6 +82,7 @@ class MetricsEndpoint:
             [_listener_reading(context) for context in self._contexts],
             self._lag.seconds,
             self._cpu,
+            self._custom,
         )
 
 
@@ -91,7 +96,9 @@ class Snapshot:
         listeners: Sequence[tuple[str, dict[str, float]]],
         loop_lag_s: float,
         cpu: CpuAndMemory | None,
+        custom: CustomMetrics | None = None,
     ) -> None:
+        self.custom = custom or CustomMetrics()
         self._models = models
         self._index = index
         self._listeners = listeners
@@ -120,9 +127,10 @@ class Snapshot:
         if self._cpu is not None:
             yield from self._cpu.families()
         yield from process_families()
+        yield from self.custom.families()
 
 
-_TYPE_OF_TRITONS = re.compile(rb"^(# TYPE nv_\w+) untyped$", re.MULTILINE)
+_UNTYPED = re.compile(rb"^# TYPE (\S+) untyped$", re.MULTILINE)
 
 
 def render(snapshot: Snapshot, accept: str) -> tuple[str, bytes]:
@@ -131,7 +139,7 @@ def render(snapshot: Snapshot, accept: str) -> tuple[str, bytes]:
     body = encode(snapshot)
     if content_type.startswith("text/plain"):
         # OpenMetrics has no counter without `_total`, so the library knows these as untyped; the text format has.
-        body = _TYPE_OF_TRITONS.sub(rb"\1 counter", body)
+        body = _UNTYPED.sub(rb"# TYPE \1 counter", body)
     return content_type, body
 
 
