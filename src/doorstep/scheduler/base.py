@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from doorstep.request import InferenceRequest
 from doorstep.workers.base import Worker
@@ -42,3 +42,14 @@ class Scheduler(Protocol):
 
     def close(self) -> None:
         """Lets go of timers. On the loop, after the last answer."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A scheduler whose workers may come and go while it runs. Without it, another number of instances is a reload."""
+
+    def add_worker(self, worker: Worker) -> None:
+        """One more, ready to run."""
+
+    async def remove_worker(self, worker: Worker) -> None:
+        """Gives it nothing more to do; returns when all it has been given is answered, and it may be closed."""
