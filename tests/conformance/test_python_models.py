@@ -562,8 +562,6 @@ class TritonPythonModel:
                 raise RuntimeError("everything failed")
             if request.request_id() == "short":
                 return []
-            if request.request_id() == "exec":
-                pb_utils.InferenceRequest(model_name="x", requested_output_names=["y"], inputs=[]).exec()
             responses.append(pb_utils.InferenceResponse([
                 pb_utils.Tensor("OUTPUT0", (a + b).astype(self.dtype)),
                 pb_utils.Tensor("OUTPUT1", (a - b).astype(self.dtype)),
@@ -622,12 +620,7 @@ def test_one_requests_error_is_its_own_in_a_triton_model(tmp_path):
             "short",
             "Failed to process the request(s) for model 'model_0', message: Number of InferenceResponse objects do "
             "not match the number of InferenceRequest objects. InferenceRequest(s) size is:2, and InferenceResponse(s) "
-            "size is:0",
-        ),
-        (
-            "exec",
-            "Failed to process the request(s) for model 'model_0', message: InferenceRequest.exec (calling other "
-            "models) is not supported by this version of Doorstep",
+            "size is:0\n",
         ),
     ],
 )

@@ -19,7 +19,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from doorstep.testing.server import ServerFailed, ServerProcess
+from doorstep.testing.server import ServerProcess
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -451,17 +451,6 @@ def test_finalize_runs_when_the_server_stops(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         assert server.stop() == 0
         wait_for_line(server, "WARNING add_sub_0_0 | finalizing")
-
-
-def test_what_is_not_supported_yet_fails_the_load_and_not_the_first_request(tmp_path: Path) -> None:
-    save(
-        tmp_path,
-        "talk",
-        ADD_SUB,
-        ADD_SUB_CONFIG.replace("add_sub", "talk") + "model_transaction_policy { decoupled: true }",
-    )
-    with pytest.raises(ServerFailed, match="decoupled models are not supported yet"), ServerProcess(tmp_path):
-        pass
 
 
 def test_tritonclient_gives_the_models_error(server: ServerProcess) -> None:

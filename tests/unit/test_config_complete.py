@@ -241,7 +241,6 @@ def test_what_completion_makes_is_checked_as_well(tmp_path: Path) -> None:
     directory = model(tmp_path, "m", "1/model.onnx")
     for change, what in (
         (lambda m: m.input.add(name="x", data_type=11, dims=[0]), "dimension must be integer >= 1"),
-        (lambda m: setattr(m.model_transaction_policy, "decoupled", True), "decoupled models are not supported yet"),
         (lambda m: None, "model configuration is not provided"),
     ):
         with pytest.raises(ConfigError, match=what):

@@ -70,27 +70,6 @@ def test_tensors_and_responses_refuse_what_triton_refuses():
     assert pb_utils.InferenceResponse(error=pb_utils.TritonError("no")).error().code() == pb_utils.TritonError.INTERNAL
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda r: r.exec(),
-        lambda r: r.async_exec(),
-        lambda r: r.get_response_sender(),
-        lambda r: r.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE),
-        lambda r: pb_utils.MetricFamily("a", "b", pb_utils.MetricFamily.COUNTER),
-        lambda r: pb_utils.load_model("a"),
-        lambda r: pb_utils.unload_model("a"),
-        lambda r: pb_utils.is_model_ready("a"),
-        lambda r: pb_utils.InferenceResponse(parameters={"a": 1}),
-    ],
-)
-def test_what_is_not_there_yet_says_so(call):
-    request = pb_utils.InferenceRequest(model_name="m", requested_output_names=["x"], inputs=[])
-    request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_ALL)
-    with pytest.raises(pb_utils.TritonModelException, match="is not supported by this version of Doorstep"):
-        call(request)
-
-
 def test_auto_complete_config_adds_what_is_missing():
     made = config(max_batch_size=0)
     made.set_max_batch_size(8)

@@ -1,4 +1,5 @@
-"""Finds a backend by name: ours in one table, others by the entry-point group `doorstep.backends`. Runs none of them.
+"""Finds a backend by name: ours in one table, others by the entry-point group `doorstep.backends`, and those that are a
+model.py in a folder of `--backend-directory` (Triton's python-based backends). Runs none of them.
 
 A backend's library is imported when the first model needs it, so that starting costs only what is used.
 """
@@ -7,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from doorstep.backends.base import Backend
 from doorstep.errors import Internal, InvalidArgument
@@ -19,19 +22,65 @@ BACKENDS: dict[str, tuple[str, str, str]] = {
     "identity": ("doorstep.backends.identity", "IdentityBackend", ""),
 }
 GROUP = "doorstep.backends"
+DIRECTORY = "backend-directory"  # among the settings of every backend, as in Triton
+RUNTIME = "model.py"  # what `runtime` says of a python-based backend
 
 _loaded: dict[str, Backend] = {}
+_based: dict[Path, Backend] = {}
 
 
-def backend_names() -> list[str]:
-    return sorted({*BACKENDS, *(point.name for point in entry_points(group=GROUP))})
+def backend_names(directory: str = "") -> list[str]:
+    """`directory` is --backend-directory."""
+    based = {file.parent.name for file in Path(directory).glob(f"*/{RUNTIME}")} if directory else set()
+    return sorted({*BACKENDS, *(point.name for point in entry_points(group=GROUP)), *based})
 
 
-def find_backend(name: str) -> Backend:
-    """The one object of that backend. Raises InvalidArgument for an unknown name, Internal for a missing library."""
+def find_backend(name: str, settings: Mapping[str, str] | None = None) -> Backend:
+    """The one object of that backend; `settings` say where python-based ones are. Raises InvalidArgument for an unknown
+    name, Internal for a missing library."""
     found = _loaded.get(name)
     if found is None:
+        file = python_based(name, settings)
+        if file is not None:
+            return _find_based(file)
         found = _loaded[name] = _load(name)
+    return found
+
+
+def python_based(name: str, settings: Mapping[str, str] | None) -> Path | None:
+    """The model.py of a python-based backend; None: `name` is none, or belongs to a backend of ours or of a package."""
+    directory = (settings or {}).get(DIRECTORY, "")
+    if not directory or name in BACKENDS or not name or Path(name).name != name:
+        return None
+    file = Path(directory) / name / RUNTIME
+    if not file.is_file() or any(point.name == name for point in entry_points(group=GROUP)):
+        return None
+    return file.absolute()
+
+
+def check_runtime(model: str, name: str, runtime: str, settings: Mapping[str, str]) -> None:
+    """Whether the config's `runtime` is that of its backend. Raises InvalidArgument, in Triton's words."""
+    based = python_based(name, settings)
+    if not runtime or runtime == (RUNTIME if based else f"libtriton_{name}.so"):
+        return
+    directory = settings.get(DIRECTORY, "/opt/tritonserver/backends")
+    if runtime == RUNTIME:
+        raise InvalidArgument(
+            f"unable to find Python backend based backend library '{RUNTIME}' for model '{model}', searched: "
+            f"'{directory}/{name}/{RUNTIME}'"
+        )
+    raise InvalidArgument(
+        f"unable to find backend library '{runtime}' for model '{model}': a runtime is {RUNTIME}, for a backend in a "
+        "folder of --backend-directory, or left out"
+    )
+
+
+def _find_based(file: Path) -> Backend:
+    found = _based.get(file)
+    if found is None:
+        from doorstep.backends.python import PythonBackend
+
+        found = _based[file] = PythonBackend(file)
     return found
 
 

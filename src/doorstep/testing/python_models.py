@@ -67,7 +67,7 @@ class PythonModel:
         text_format.Parse(config, message)
         settings = settings or {}
         spare = complete_config(
-            find_backend(backend), message, folder, folder / "1", CompletionContext(settings), log=self._log
+            find_backend(backend, settings), message, folder, folder / "1", CompletionContext(settings), log=self._log
         )
         self.config = ModelConfig.from_proto(message)
         context = InstanceContext(

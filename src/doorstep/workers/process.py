@@ -13,7 +13,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
@@ -21,13 +21,16 @@ from typing import Any
 
 from doorstep.backends.base import InstanceContext
 from doorstep.backends.table import find_backend
-from doorstep.errors import BackendError, DoorstepError, ErrorCode, FailureReason, InvalidArgument, Unavailable
-from doorstep.request import Batch, InferenceRequest
+from doorstep.errors import BackendError, DoorstepError, FailureReason, InvalidArgument, Unavailable
+from doorstep.request import LATER, Batch, InferenceRequest
+from doorstep.services import NO_SERVICES, Services
 from doorstep.workers.base import Done
 from doorstep.workers.frames import Kind, Layout, ProtocolError, read_tensors
 from doorstep.workers.link import Link
 from doorstep.workers.loading import complete_config, load_process, log_to_model, seconds_from
-from doorstep.workers.spawn import FLAG_BYTES, Log, Process, ProcessEnded
+from doorstep.workers.outcome import read_result
+from doorstep.workers.side import Side
+from doorstep.workers.spawn import Log, Process, ProcessEnded
 
 __all__ = ["ProcessWorker", "complete_config", "start_process_worker"]
 
@@ -35,7 +38,6 @@ HELD_SECONDS = 10.0  # how long a batch waits for a process that is loading agai
 HEALTHY_SECONDS = 10.0  # a process that lived as long is restarted without delay
 FIRST_DELAY_SECONDS = 0.25  # then doubled for each process that died young
 LONGEST_DELAY_SECONDS = 30.0
-_ZEROS = bytes(FLAG_BYTES)
 
 
 class State(Enum):
@@ -63,22 +65,52 @@ def start_process_worker(
     log: Log | None = None,
     on_restart: Callable[[], None] | None = None,
     spare: Process | None = None,
+    services: Services = NO_SERVICES,
 ) -> ProcessWorker:
     """Loads an instance of `backend` in a process and gives the worker that runs it.
 
     Blocking: for a loader's thread. `spare` is a process from `complete_config_in_process`, taken over. `log(level,
     line)` gets what the process logs and prints, and may be called in any thread. `on_restart` is called on the loop.
+    `services` are what the model may ask of the server.
     Raises ConfigError or BackendError, with what the process said last, if the instance cannot be loaded.
     """
     log = log or context.log or log_to_model
-    python = find_backend(backend).environment(
+    python = find_backend(backend, context.backend_config).environment(
         context.config.proto, context.model_directory, context.version_directory, context.backend_config
     )
     context = replace(context, python=python)
-    process = load_process(context, backend, log, spare)
-    worker = ProcessWorker(context, backend, process, loop=loop, log=log, on_restart=on_restart)
+    loaded = _load(context, backend, log, loop, services, spare)
+    worker = ProcessWorker(context, backend, loaded, loop=loop, log=log, on_restart=on_restart, services=services)
     loop.call_soon_threadsafe(worker.attach)
     return worker
+
+
+Loaded = tuple[Process, Side, bool]  # and whether the model may say that it is not ready
+
+
+def _load(
+    context: InstanceContext,
+    backend: str,
+    log: Log,
+    loop: asyncio.AbstractEventLoop,
+    services: Services,
+    spare: Process | None = None,
+) -> Loaded:
+    sides: list[Side] = []
+
+    def begin(process: Process) -> None:
+        side = Side(process, context.config.name, services, loop)
+        sides.append(side)
+        loop.call_soon_threadsafe(side.attach)  # the model may ask the server while it loads
+
+    has_server = services.infer is not NO_SERVICES.infer
+    try:
+        process, asks = load_process(context, backend, log, spare, begin=begin, has_server=has_server)
+    except BaseException:
+        for side in sides:
+            side.quietly_close()
+        raise
+    return process, sides[0], asks
 
 
 class ProcessWorker:
@@ -90,11 +122,12 @@ class ProcessWorker:
         self,
         context: InstanceContext,
         backend: str,
-        process: Process,
+        loaded: Loaded,
         *,
         loop: asyncio.AbstractEventLoop,
         log: Log,
         on_restart: Callable[[], None] | None = None,
+        services: Services = NO_SERVICES,
     ) -> None:
         self.name = context.instance_name
         self.state = State.READY
@@ -104,16 +137,16 @@ class ProcessWorker:
         self._loop = loop
         self._log = log
         self._on_restart = on_restart
+        self._services = services
         self._batch: Batch | None = None
         self._done: Done | None = None
         self._on_cancel = self._cancel  # one bound method for all requests
-        self._on_cancels: list[Callable[[InferenceRequest], None] | None] = []  # theirs, while we have the batch
         self._held_timer: asyncio.TimerHandle | None = None
         self._restart_timer: asyncio.TimerHandle | None = None
         self._young_deaths = 0
         self._next_attempt = 0.0  # time.monotonic()
         self._why = ""  # the last process is no more
-        self._use(process)
+        self._use(loaded)
 
     def __repr__(self) -> str:
         return f"<ProcessWorker {self.name} {self.state.name} pid {self.pid}, {self.restart_count} restarts>"
@@ -146,18 +179,11 @@ class ProcessWorker:
 
     def _send(self, batch: Batch) -> None:
         self._become(State.BUSY)
-        requests = batch.requests
-        flags = self._link.process.flags
-        on_cancel = self._on_cancel
-        self._on_cancels = [request.on_cancel for request in requests]
+        number, slots = self._streams.begin(batch, self._on_cancel)
         layout = Layout()
         raw_requests = []
         try:
-            flags[: len(requests)] = _ZEROS[: len(requests)]
-            for i, request in enumerate(requests):
-                request.on_cancel = on_cancel
-                if request.cancelled:
-                    self._link.cancel(i)
+            for request, slot in zip(batch.requests, slots, strict=True):
                 raw_requests.append(
                     (
                         request.id,
@@ -169,9 +195,10 @@ class ProcessWorker:
                         request.timeout_us,
                         request.priority,
                         request.rows,
+                        slot,
                     )
                 )
-            self._link.execute(layout, batch.rows, raw_requests)
+            self._link.execute(layout, batch.rows, number, raw_requests)
         except Exception as error:  # a tensor that cannot be laid out, no memory: the process has seen nothing of it
             self._not_sent(str(error))
 
@@ -189,7 +216,8 @@ class ProcessWorker:
                 raise ProtocolError(f"{len(results)} results for {len(batch.requests)} requests")
             memory = self._link.memory(segment, released, data)
             batch.results = [
-                read_tensors(result, memory) if type(result) is list else _error(result) for result in results
+                read_tensors(result, memory) if type(result) is list else read_result(result, memory)
+                for result in results
             ]
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"a result that is none: {error!r}") from None
@@ -206,24 +234,30 @@ class ProcessWorker:
         if self._held_timer is not None:
             self._held_timer.cancel()
             self._held_timer = None
-        for request, on_cancel in zip(batch.requests, self._on_cancels, strict=False):
-            if request.on_cancel is self._on_cancel:
-                request.on_cancel = on_cancel
-        self._on_cancels = []
         if error is not None:
+            streams = self._streams
+            for i, request in enumerate(batch.requests):
+                if streams.has_ended(request):  # it got all it should before
+                    batch.results[i] = LATER
             batch.fail(error)
+        self._streams.end(LATER)
         batch.compute_end_ns = time.monotonic_ns()
         done(batch)
 
     def _cancel(self, request: InferenceRequest) -> None:
         """Tells the model, and whoever gave us the request."""
-        batch = self._batch
-        if batch is None or request not in batch.requests:
-            return
-        i = batch.requests.index(request)
-        self._link.cancel(i)
-        if (on_cancel := self._on_cancels[i]) is not None:
-            on_cancel(request)
+        side = self._side
+        number = side.streams.cancel(request)
+        if number:
+            side.calls.cancel_of(number)
+
+    def ready(self, done: Callable[[bool], None]) -> None:
+        if not self.healthy:
+            done(False)
+        elif self._may_be_unready:
+            self._side.ready(done)
+        else:
+            done(True)
 
     # A process's end, and the next one
 
@@ -241,21 +275,25 @@ class ProcessWorker:
         if died_with is not None and not link.undelivered:
             with suppress(ProtocolError):
                 link.drain()
+        self._side.end()
         process.close()
         self._log("ERROR", f"{self.name}: process {process.pid} ended: {how}; it is being restarted")
+        self._streams.fail(self._died(how))
         if died_with is None or self._batch is not died_with:
             return
         if not link.undelivered:
-            self._finish(
-                BackendError(
-                    f"Failed to process the request(s) for model instance '{self.name}', message: Stub process "
-                    f"'{self.name}' is not healthy. It ended ({how}) while it ran this request and is being restarted."
-                )
-            )
+            self._finish(self._died(how))
         elif self.state is State.LOADING:
+            self._streams.abandon()
             self._hold()
         else:
             self._finish(self._unavailable())
+
+    def _died(self, how: str) -> DoorstepError:
+        return BackendError(
+            f"Failed to process the request(s) for model instance '{self.name}', message: Stub process "
+            f"'{self.name}' is not healthy. It ended ({how}) while it ran this request and is being restarted."
+        )
 
     def _schedule_restart(self) -> None:
         if self._young_deaths <= 1:
@@ -276,26 +314,28 @@ class ProcessWorker:
 
     def _load_again(self) -> None:
         """In a thread of its own: loading may take long."""
-        process: Process | None = None
+        loaded: Loaded | None = None
         error: DoorstepError | None = None
         try:
-            process = load_process(self._context, self._backend, self._log)
+            loaded = _load(self._context, self._backend, self._log, self._loop, self._services)
         except DoorstepError as raised:
             error = raised
         except Exception as raised:
             error = BackendError(f"{type(raised).__name__}: {raised}")
         try:
-            self._loop.call_soon_threadsafe(self._loaded_again, process, error)
+            self._loop.call_soon_threadsafe(self._loaded_again, loaded, error)
         except RuntimeError:  # the loop is closed
-            if process is not None:
-                process.close()
+            if loaded is not None:
+                loaded[1].quietly_close()
+                loaded[0].close()
 
-    def _loaded_again(self, process: Process | None, error: DoorstepError | None) -> None:
+    def _loaded_again(self, loaded: Loaded | None, error: DoorstepError | None) -> None:
         if self.state is State.CLOSED:
-            if process is not None:
-                threading.Thread(target=process.close, daemon=True).start()
+            if loaded is not None:
+                loaded[1].close()
+                threading.Thread(target=loaded[0].close, daemon=True).start()
             return
-        if process is None:
+        if loaded is None:
             self._young_deaths = max(self._young_deaths + 1, 2)
             self._why = f"its process cannot be started again: {error}"
             self._log("ERROR", f"{self.name}: {self._why}")
@@ -303,8 +343,8 @@ class ProcessWorker:
             if self._batch is not None:
                 self._finish(self._unavailable())
             return
-        self._log("INFO", f"{self.name}: process {process.pid} is ready")
-        self._use(process)
+        self._log("INFO", f"{self.name}: process {loaded[0].pid} is ready")
+        self._use(loaded)
         self._become(State.READY)
         self._link.attach()
         if self._batch is not None:
@@ -330,7 +370,9 @@ class ProcessWorker:
             f"model instance '{self.name}' is not available: {self._why}; {when}", reason=FailureReason.BACKEND
         )
 
-    def _use(self, process: Process) -> None:
+    def _use(self, loaded: Loaded) -> None:
+        process, self._side, self._may_be_unready = loaded
+        self._streams = self._side.streams
         self._started = time.monotonic()
         self._link = Link(process, self._loop, on_result=self._on_result, on_failed=self._not_sent, on_end=self._on_end)
 
@@ -359,6 +401,7 @@ class ProcessWorker:
             process.signal(signal.SIGTERM)
             process.wait(2.0)
         process.close()
+        self._side.quietly_close()
 
     def _leave_loop(self) -> bool:
         """Whether there is a process to end."""
@@ -371,6 +414,7 @@ class ProcessWorker:
         self._become(State.CLOSED)
         if self._batch is not None:
             self._finish(self._unavailable())
+        self._streams.fail(self._unavailable())
         return had_process
 
     def _on_loop(self, call: Callable[[], bool]) -> bool:
@@ -397,8 +441,3 @@ class ProcessWorker:
             if not loop.is_running():
                 return call()
         return result[0]
-
-
-def _error(meta: Mapping[str, str]) -> DoorstepError:
-    """A result that is an error."""
-    return DoorstepError(str(meta["message"]), code=ErrorCode(meta["code"]), reason=FailureReason(meta["reason"]))

@@ -34,19 +34,21 @@ class Source:
     path: Path
     module: ModuleType
     model: type[Any]  # a doorstep.Model, or Triton's TritonPythonModel
+    model_directory: Path  # what pb_utils.get_model_dir says: where model.py is, but for a python-based backend
 
     @property
     def model_name(self) -> str:
         return self.model.__qualname__
 
 
-def load_source(proto: Any, model_directory: Path, version_directory: Path) -> Source:
-    """Imports the model's file, once per process. Raises ConfigError."""
-    path = find_file(proto, model_directory, version_directory)
+def load_source(proto: Any, model_directory: Path, version_directory: Path, backend_file: Path | None = None) -> Source:
+    """Imports the model's file, or its backend's, once per process. Raises ConfigError."""
+    path = backend_file or find_file(proto, model_directory, version_directory)
     source = _sources.get(path)
     if source is None:
-        module = _import(proto.name, path, version_directory)
-        source = _sources[path] = Source(path, module, _find_class(proto.name, path, module))
+        module = _import_backend(proto.name, path) if backend_file else _import(proto.name, path, version_directory)
+        own = version_directory if backend_file else path.parent
+        source = _sources[path] = Source(path, module, _find_class(proto.name, path, module), own)
     return source
 
 
@@ -72,7 +74,19 @@ def _import(model: str, path: Path, version_directory: Path) -> ModuleType:
     package = ModuleType(version_directory.name)
     package.__path__ = [str(version_directory)]
     sys.modules[package.__name__] = package
-    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{path.stem}", path)
+    return _execute(model, f"{package.__name__}.{path.stem}", path)
+
+
+def _import_backend(model: str, path: Path) -> ModuleType:
+    """The model.py of a python-based backend: what lies beside it can be imported, and nothing of the model's."""
+    sys.modules["triton_python_backend_utils"] = triton_compat
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    return _execute(model, path.stem, path)
+
+
+def _execute(model: str, name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(model, [Problem(shown(path), "is no Python file", "its name must end in .py")])
     module = importlib.util.module_from_spec(spec)

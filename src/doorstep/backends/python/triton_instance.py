@@ -10,14 +10,18 @@ from typing import Any
 
 from doorstep import proto as messages
 from doorstep.backends.base import InstanceContext, ModelInstance
-from doorstep.backends.python import coroutines, triton_compat
+from doorstep.backends.python import coroutines, triton_runtime
 from doorstep.backends.python.source import Source, describe, location_of, problem_of
-from doorstep.backends.python.triton_compat import InferenceRequest, InferenceResponse, Tensor, TritonModelException
+from doorstep.backends.python.triton_config import ModelConfig
+from doorstep.backends.python.triton_errors import TritonModelException, to_server
+from doorstep.backends.python.triton_requests import InferenceRequest, InferenceResponse, made_for
+from doorstep.backends.python.triton_runtime import Phase
+from doorstep.backends.python.triton_tensor import bytes_array
 from doorstep.config.render import config_json
-from doorstep.errors import BackendError, ConfigError, DoorstepError, FailureReason, Problem
-from doorstep.request import Batch
+from doorstep.errors import BackendError, ConfigError, DoorstepError, Problem
+from doorstep.request import LATER, RESCHEDULE, Batch, Outputs, Result
 from doorstep.request import InferenceRequest as Request
-from doorstep.types import BYTES, Array
+from doorstep.types import BYTES
 from doorstep.types import Tensor as ServerTensor
 
 
@@ -26,13 +30,13 @@ def complete_from_triton(proto: Any, source: Source) -> None:
     complete = getattr(source.model, "auto_complete_config", None)
     if complete is None:
         return
-    triton_compat._set_up(str(source.path.parent), None)
-    helper = triton_compat.ModelConfig(json.dumps(config_json(proto)))
+    triton_runtime.set_up(str(source.model_directory), None)
+    helper = ModelConfig(json.dumps(config_json(proto)))
     try:
         completed = complete(helper)
     except BaseException as error:  # SystemExit too
         raise ConfigError(proto.name, [problem_of(error, source.path)]) from error
-    if not isinstance(completed, triton_compat.ModelConfig):
+    if not isinstance(completed, ModelConfig):
         raise ConfigError(
             proto.name,
             [
@@ -65,13 +69,11 @@ class TritonInstance(ModelInstance):
         """Makes the model and calls its `initialize`. Raises BackendError."""
         self._source = source
         self._context = context
-        self._name = context.instance_name
+        self.name = context.config.name
+        self.decoupled = context.config.decoupled
         self._all_outputs = sorted(context.config.outputs)
-        triton_compat._set_up(str(source.path.parent), context.log)
-        if context.config.decoupled:
-            raise BackendError(
-                f"model '{context.config.name}' is decoupled, which is not supported by this version of Doorstep"
-            )
+        triton_runtime.set_up(str(source.model_directory), context.log, context.server)
+        triton_runtime.start_cleaning()
         if not callable(getattr(source.model, "execute", None)):
             raise BackendError(f"Python model {source.path} does not implement `execute` method.")
         try:
@@ -80,29 +82,51 @@ class TritonInstance(ModelInstance):
                 self._model.initialize(self._arguments())
         except BaseException as error:  # SystemExit too
             self._log_traceback(error)
-            raise BackendError(
-                f"initialize of model '{context.config.name}' failed: {problem_of(error, source.path)}"
-            ) from error
+            raise BackendError(f"initialize of model '{self.name}' failed: {problem_of(error, source.path)}") from error
+        triton_runtime.become(Phase.SERVING)
 
     def execute(self, batch: Batch) -> None:
-        requests = [_triton_request(request, self._all_outputs) for request in batch.requests]
+        emit, outputs = batch.emit, self._all_outputs
+        requests = [made_for(request, self, emit, outputs) for request in batch.requests]
         batch.input_end_ns = time.monotonic_ns()
         try:
-            responses = self._model.execute(requests)
-            if asyncio.iscoroutine(responses):
-                responses = coroutines.run(responses)
+            returned = self._model.execute(requests)
+            if asyncio.iscoroutine(returned):
+                if self.decoupled:
+                    self._run_beside(returned, requests)
+                    returned = None
+                else:
+                    returned = coroutines.run(returned)
             batch.output_start_ns = time.monotonic_ns()
-            self._check(requests, responses)
+            responses = self._check(requests, returned)
         except Exception as error:
             if not isinstance(error, DoorstepError):
                 self._log_traceback(error)
-            text = str(error) if isinstance(error, DoorstepError | TritonModelException) else describe(error)
-            batch.fail(BackendError(f"Failed to process the request(s) for model '{self._name}', message: {text}"))
+            failure = BackendError(self._failed(error))
+            for i, made in enumerate(requests):
+                sender = made.get_response_sender()
+                batch.results[i] = LATER if sender.closed else failure
+                sender.close()
             return
         for i, response in enumerate(responses):
-            batch.results[i] = self._result(batch.requests[i], response)
+            batch.results[i] = (
+                self._verdict(requests[i]) if response is None else self.result(batch.requests[i], response)
+            )
+
+    def is_ready(self) -> bool:
+        """What the model's own `is_ready` says. Raises TritonModelException where that is no bool."""
+        own = getattr(self._model, "is_ready", None)
+        if own is None:
+            return True
+        ready = own()
+        if asyncio.iscoroutine(ready):
+            ready = coroutines.run(ready)
+        if not isinstance(ready, bool):
+            raise TritonModelException("is_ready() must return a boolean value")
+        return ready
 
     def unload(self) -> None:
+        triton_runtime.become(Phase.ENDING)
         if hasattr(self._model, "finalize"):
             self._model.finalize()
 
@@ -118,85 +142,100 @@ class TritonInstance(ModelInstance):
             "model_name": context.config.name,
         }
 
-    def _check(self, requests: list[InferenceRequest], responses: Any) -> None:
+    # What execute returned
+
+    def _check(self, requests: list[InferenceRequest], responses: Any) -> list[InferenceResponse | None]:
+        """One entry for each request; None where the answer goes another way. Raises TritonModelException."""
+        if responses is None:
+            return [None] * len(requests)
+        if self.decoupled:
+            raise TritonModelException(
+                f"Python model '{self._context.instance_name}' is using the decoupled mode and the execute function "
+                "must return None."
+            )
         if not isinstance(responses, list):
             raise TritonModelException(f"Expected a list in the execute return, found type '{type(responses)}'.")
         if len(responses) != len(requests):
             raise TritonModelException(
                 "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
-                f"InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(responses)}"
+                f"InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(responses)}\n"
             )
-        for response in responses:
+        for request, response in zip(requests, responses, strict=True):
+            if response is None:
+                continue
+            if request.rescheduled:
+                raise TritonModelException(
+                    "Expected a None object in the execute function return list for reschduled request, found type "
+                    f"'{type(response)}'."
+                )
             if not isinstance(response, InferenceResponse):
                 raise TritonModelException(
                     "Expected an 'InferenceResponse' object in the execute function return list, found type "
                     f"'{type(response)}'."
                 )
+            request.get_response_sender().count(response, final=True)
+        return responses
 
-    def _result(self, request: Request, response: InferenceResponse) -> list[ServerTensor] | DoorstepError:
+    def _verdict(self, request: InferenceRequest) -> Result:
+        """For a request that execute has not answered by returning."""
+        sender = request.get_response_sender()
+        if request.rescheduled and not sender.closed:
+            sender.close()
+            return RESCHEDULE
+        sender.owe()
+        return LATER
+
+    def result(self, request: Request, response: InferenceResponse) -> Result:
+        """A response as the server knows it: outputs, or an error."""
         error = response.error()
         if error is not None:
-            code = triton_compat._CODES[error.code()]
-            return DoorstepError(error.message(), code=code, reason=FailureReason.BACKEND)
+            return to_server(error)
         asked = request.requested_outputs
         outputs = self._context.config.outputs
         tensors = []
         for tensor in response.output_tensors():
-            name = tensor.name()
+            name = tensor._name
             if asked and name not in asked:
                 continue
             spec = outputs.get(name)
             if spec is None:
-                return BackendError(f"unexpected inference output '{name}' for model '{self._context.config.name}'")
+                return BackendError(f"unexpected inference output '{name}' for model '{self.name}'")
             if tensor._type is not spec.datatype:
                 return BackendError(
-                    f"output '{name}' of model '{self._context.config.name}' is {tensor._type}, but its config says "
+                    f"output '{name}' of model '{self.name}' is {tensor._type}, but its config says "
                     f"{spec.datatype.config_name}"
                 )
-            array = tensor.as_numpy()
+            array = tensor._array
             if tensor._type is BYTES:
-                array = _bytes(array)
+                array = bytes_array(array)
             if spec.reshape is not None:
                 lead = array.shape[: len(spec.shape) - len(spec.dims)]
                 if spec.dims.count(-1) <= 1:
                     array = array.reshape(lead + spec.dims)
             tensors.append(ServerTensor(name, spec.datatype, array))
-        return tensors
+        return Outputs(tensors, response._parameters) if response._parameters else tensors
+
+    # What it raised
+
+    def _run_beside(self, coroutine: Any, requests: list[InferenceRequest]) -> None:
+        """`async def execute` of a decoupled model: the next batch does not wait for it, as in Triton."""
+        senders = [request.get_response_sender() for request in requests]
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._log_traceback(error)
+                for sender in senders:
+                    sender.fail(self._failed(error))
+            senders.clear()
+
+        coroutines.start(coroutine, done)
+
+    def _failed(self, error: BaseException) -> str:
+        text = str(error) if isinstance(error, DoorstepError | TritonModelException) else describe(error)
+        return f"Failed to process the request(s) for model '{self._context.instance_name}', message: {text}"
 
     def _log_traceback(self, error: BaseException) -> None:
         if self._context.log is not None:
             text = "".join(traceback.format_exception(error)).rstrip()
             where = location_of(error, self._source.path)
-            self._context.log("ERROR", f"model '{self._context.config.name}' raised at {where}\n{text}")
-
-
-def _triton_request(request: Request, all_outputs: list[str]) -> InferenceRequest:
-    made = InferenceRequest.__new__(InferenceRequest)
-    inputs = []
-    for tensor in request.inputs.values():
-        wrapped = Tensor.__new__(Tensor)
-        wrapped._name = tensor.name
-        wrapped._type = tensor.datatype
-        wrapped._array = tensor.array
-        inputs.append(wrapped)
-    made._inputs = inputs
-    made._request_id = request.id
-    made._correlation_id = request.correlation_id
-    # Sorted, and all of them where the client names none, as Triton's set has them (core, infer_request.cc: Normalize).
-    made._requested_output_names = sorted(request.requested_outputs) or list(all_outputs)
-    made._model_name = request.model_name
-    made._model_version = int(request.model_version) if request.model_version.isdecimal() else -1
-    made._flags = request.sequence_start | request.sequence_end << 1
-    made._timeout = request.timeout_us
-    made._preferred_memory = None
-    made._trace = None
-    made._parameters = json.dumps(request.parameters) if request.parameters else "{}"
-    made._is_cancelled = lambda: request.cancelled
-    return made
-
-
-def _bytes(array: Array) -> Array:
-    """As the rest of the server knows it: an object array of `bytes`. (numpy drops zero bytes at the end of an S.)"""
-    if array.dtype.kind != "O":
-        return array.astype(object)
-    return array
+            self._context.log("ERROR", f"model '{self.name}' raised at {where}\n{text}")

@@ -1,0 +1,47 @@
+"""`pb_utils.Logger`: lines into the server's log. Knows no format."""
+
+from __future__ import annotations
+
+from doorstep.backends.python import triton_runtime
+
+
+class LogLevel:
+    INFO = 0
+    WARNING = 1
+    ERROR = 2
+    VERBOSE = 3
+
+
+_LEVELS = {LogLevel.INFO: "INFO", LogLevel.WARNING: "WARNING", LogLevel.ERROR: "ERROR", LogLevel.VERBOSE: "VERBOSE"}
+
+
+class Logger:
+    LogLevel = LogLevel
+    INFO = LogLevel.INFO
+    WARNING = LogLevel.WARNING
+    ERROR = LogLevel.ERROR
+    VERBOSE = LogLevel.VERBOSE
+
+    @staticmethod
+    def log(message: str, level: int = LogLevel.INFO) -> None:
+        if not isinstance(message, str):
+            raise TypeError(f"Logger: message must be a str, not {type(message).__name__}")
+        if level not in _LEVELS:
+            raise TypeError(f"Logger: {level!r} is no level")
+        triton_runtime.log(_LEVELS[level], message)
+
+    @staticmethod
+    def log_info(message: str) -> None:
+        Logger.log(message, LogLevel.INFO)
+
+    @staticmethod
+    def log_warn(message: str) -> None:
+        Logger.log(message, LogLevel.WARNING)
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        Logger.log(message, LogLevel.ERROR)
+
+    @staticmethod
+    def log_verbose(message: str) -> None:
+        Logger.log(message, LogLevel.VERBOSE)
