@@ -21,16 +21,30 @@ def _no_server(*_: Any) -> Any:
     raise RuntimeError("this model runs without a server")
 
 
+@dataclass(frozen=True, slots=True)
+class OwnHandlers:
+    """Handlers that belong to one loaded model, and what ends with it."""
+
+    handlers: Mapping[str, Handler] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None  # on the loop: the model is unloaded, or did not load
+
+
+def _no_handlers(_: str) -> OwnHandlers:
+    return OwnHandlers()
+
+
 @dataclass(slots=True)
 class Services:
     """All but `handlers` are called on the event loop only. What is None is switched off."""
 
     infer: Callable[[InferenceRequest], None] = _no_server  # as InferenceServer.infer; raises what that raises
     config: Callable[[str, str], ModelConfig] = _no_server  # (name, version): of a ready version; raises NotFound …
+    model: Callable[[str, str], Any] = _no_server  # as config, the Model itself: .infer, .config, .hold and .release
     ready: Callable[[str, str], bool] = _no_server  # (name, version)
     # What model code asks for by name (ServerAccess.ask, .tell): load_model, unload_model, model_ready, metrics …
     # Called on the loop; what one raises goes back to the asker.
     handlers: dict[str, Handler] = field(default_factory=dict)
+    own_handlers: Callable[[str], OwnHandlers] = _no_handlers  # more of them, for each model loaded: its metrics
     cache: Any = None  # cache.ResponseCache, with --cache-config
     limiter: Any = None  # scheduler.rate_limiter.RateLimiter, with --rate-limit
     host_policies: Mapping[str, HostPolicy] = field(default_factory=dict)  # --host-policy, by name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Any
 
 from doorstep.errors import FailureReason
 
@@ -43,6 +44,27 @@ class BatchStatistics:
         self.compute_input_ns = 0
         self.compute_infer_ns = 0
         self.compute_output_ns = 0
+
+
+class ComputeTally:
+    """What the steps of one request came to: an ensemble computes nothing by itself."""
+
+    __slots__ = ("infer_ns", "input_ns", "output_ns")
+
+    def __init__(self) -> None:
+        self.input_ns = self.infer_ns = self.output_ns = 0
+
+    def add(self, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        self.input_ns += input_ns
+        self.infer_ns += infer_ns
+        self.output_ns += output_ns
+
+    def count(self, batch: Any) -> None:
+        """A request.Batch that one of the steps ran in."""
+        start_ns, end_ns = batch.compute_start_ns, batch.compute_end_ns
+        input_ns = max(batch.input_end_ns - start_ns, 0)
+        output_ns = max(end_ns - batch.output_start_ns, 0) if batch.output_start_ns else 0
+        self.add(input_ns, max(end_ns - start_ns - input_ns - output_ns, 0), output_ns)
 
 
 class ResponseStatistics:
@@ -97,6 +119,7 @@ class ModelStatistics:
         "failures",
         "inference_count",
         "last_inference_ms",
+        "latencies",
         "load_seconds",
         "queue_ns",
         "responses",
@@ -130,6 +153,7 @@ class ModelStatistics:
         self.batches: dict[int, BatchStatistics] = {}
         self.responses: dict[int, ResponseStatistics] = {}  # by the response's number; decoupled models only
         self.load_seconds = 0.0
+        self.latencies: Any = None  # a latencies.Latencies, where more than counters are wanted
         self.worker_restarts = 0
         self.time_request_ns = Histogram(_DURATION_BUCKETS_NS)
         self.time_queue_ns = Histogram(_DURATION_BUCKETS_NS)
@@ -172,6 +196,8 @@ class ModelStatistics:
         self.queue_ns += queued_ns
         totals.total += total_ns
         queues.total += queued_ns
+        if self.latencies is not None:
+            self.latencies.record_successes(waits, input_ns, infer_ns, output_ns)
 
     def response(self, index: int) -> ResponseStatistics:
         """The numbers of all `index`-th responses."""
@@ -179,6 +205,26 @@ class ModelStatistics:
         if found is None:
             found = self.responses[index] = ResponseStatistics()
         return found
+
+    def record_cache_hit(self, total_ns: int, queued_ns: int, lookup_ns: int) -> None:
+        """A request answered from the response cache: a success, but nothing was executed."""
+        self.success_count += 1
+        self.success_ns += total_ns
+        self.queue_ns += queued_ns
+        self.cache_hit_count += 1
+        self.cache_hit_ns += lookup_ns
+        self.time_request_ns.observe(total_ns)
+        self.time_queue_ns.observe(queued_ns)
+        if self.latencies is not None:
+            self.latencies.record_hit(queued_ns, lookup_ns)
+
+    def record_cache_miss(self, lookup_and_insert_ns: int) -> None:
+        """Besides what its execution is recorded as, which did not have these nanoseconds."""
+        self.success_ns += lookup_and_insert_ns
+        self.cache_miss_count += 1
+        self.cache_miss_ns += lookup_and_insert_ns
+        if self.latencies is not None:
+            self.latencies.record_miss(lookup_and_insert_ns)
 
     def record_failure(self, total_ns: int, reason: FailureReason) -> None:
         self.fail_count += 1

@@ -316,23 +316,6 @@ def test_a_load_is_tried_again_as_often_as_told(tmp_path: Path) -> None:
     run(scenario, tmp_path, control="explicit", load_retries=3)
 
 
-def test_unloading_dependents_unloads_an_ensembles_members(tmp_path: Path) -> None:
-    step = 'ensemble_scheduling { step { model_name: "encoder" } step { model_name: "decoder" } }'
-    write_version(tmp_path, "pipeline", 1, config=step)
-    for name in ("encoder", "decoder", "other"):
-        write_version(tmp_path, name, 1)
-
-    async def scenario(world: World) -> None:
-        await world.repository.start()
-        await world.repository.unload("pipeline", unload_dependents=False)
-        assert [row[0] for row in world.index(ready_only=True)] == ["decoder", "encoder", "other"]
-        await world.repository.load("pipeline")
-        await world.repository.unload("pipeline", unload_dependents=True)
-        assert [row[0] for row in world.index(ready_only=True)] == ["other"]
-
-    run(scenario, tmp_path, control="explicit", startup_models=["*"])
-
-
 def test_versions_that_load_side_by_side_share_no_config(tmp_path: Path) -> None:
     write_version(tmp_path, "resnet", 1, config=ALL)
     write_version(tmp_path, "resnet", 2)

@@ -51,6 +51,11 @@ def version_directories(model_directory: Path) -> list[Path]:
     return sorted((d for d in found if d.name == str(int(d.name))), key=lambda d: int(d.name), reverse=True)
 
 
+def is_ensemble(proto: Any) -> bool:
+    """Made of other models: it has no backend and no file."""
+    return bool(proto.platform == ENSEMBLE or proto.HasField("ensemble_scheduling"))
+
+
 def complete_backend(
     proto: Any, name: str, model_directory: Path, version_directory: Path | None = None
 ) -> list[Problem]:
@@ -60,7 +65,7 @@ def complete_backend(
     """
     if not proto.name:
         proto.name = name
-    if proto.platform == ENSEMBLE or proto.HasField("ensemble_scheduling"):
+    if is_ensemble(proto):
         return []
     if version_directory is None:
         version_directory = next(iter(version_directories(model_directory)), None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class ModelState(Enum):
@@ -28,6 +28,13 @@ class VersionSpec:
     model_directory: Path  # <repository>/<model>
     version_directory: Path  # <repository>/<model>/<version>
     config: Any  # the inference.ModelConfig message as written by the user, or overridden; not completed
+    namespace: str = ""  # its repository, with --model-namespacing
+    files: str = ""  # a stamp of all its files but the config's: where it is the same, only the config may differ
+
+    @property
+    def identity(self) -> str:
+        """What tells it from every other model."""
+        return f"{self.namespace}::{self.name}" if self.namespace else self.name
 
 
 class Servable(Protocol):
@@ -46,6 +53,18 @@ class Servable(Protocol):
         """Gives everything back. In the loader pool; may block."""
 
 
+@runtime_checkable
+class Updatable(Protocol):
+    """A servable whose instances may come and go while it serves."""
+
+    def can_become(self, config: Any, written: Any) -> bool:
+        """Whether `update_instances(config)` will do in place of loading it again. `written`: its config as it was
+        loaded, as VersionSpec has it. On the loop."""
+
+    async def update_instances(self, config: Any) -> None:
+        """Changes how many instances there are, while it serves. On the loop; raises a DoorstepError."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
     """A row of the repository index. A model that was never loaded has only a name."""
@@ -54,6 +73,7 @@ class IndexEntry:
     version: str = ""
     state: str = ""
     reason: str = ""
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class ModelLifecycle(Generic[S]):
     def begin(self, spec: VersionSpec, stamp: Stamp) -> Life[S]:
         """A new life in LOADING: in the foreground, unless the version serves."""
         life: Life[S] = Life(spec, stamp, self._clock())
-        versions = self._table.setdefault(spec.name, {})
+        versions = self._table.setdefault(spec.identity, {})
         shown = versions.get(life.version)
         if shown is None or shown.state is not ModelState.READY:
             versions[life.version] = life
@@ -95,7 +95,7 @@ class ModelLifecycle(Generic[S]):
         seconds, life.since = now - life.since, now
         life.state, life.reason = state, reason
         if state is ModelState.READY:
-            self._table[life.spec.name][life.version] = life
+            self._table[life.spec.identity][life.version] = life
         self._tell(life, seconds)
 
     def ready(self, name: str) -> dict[int, Life[S]]:
@@ -115,9 +115,9 @@ class ModelLifecycle(Generic[S]):
             yield life
 
     def _tell(self, life: Life[S], seconds: float) -> None:
-        shown = self._table[life.spec.name][life.version]
+        shown = self._table[life.spec.identity][life.version]
         change = StateChange(
-            life.spec.name, life.spec.version, life.state, life.reason, seconds, shown.state is ModelState.READY
+            life.spec.identity, life.spec.version, life.state, life.reason, seconds, shown.state is ModelState.READY
         )
         _log(change)
         for listener in self.listeners:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from doorstep.errors import BackendError, Cancelled, DoorstepError, ErrorCode, InvalidArgument
-from doorstep.repository.base import ModelState, Servable, VersionSpec
+from doorstep.repository.base import ModelState, Servable, Updatable, VersionSpec
 from doorstep.repository.lifecycle import UNLOADED, Life, ModelLifecycle
 from doorstep.repository.overrides import OverrideDirectory
 from doorstep.repository.reconcile import Abandon, Load, Stamp, Swap, reconcile
@@ -73,8 +73,14 @@ class Loader(Generic[S]):
         """
         loaded: dict[int, Life[S]] = {}
         failed: dict[int, str] = {}
+        serve_on: set[int] = set()  # of those that failed: they are as they were
 
         async def load(version: int) -> None:
+            if (serving := self._updatable(name, specs[version])) is not None:
+                if reason := await self._update(serving, specs[version], stamps[version]):
+                    failed[version] = reason
+                    serve_on.add(version)
+                return
             life = self._lifecycle.begin(specs[version], stamps[version])
             if files is not None:
                 files.hold()
@@ -101,8 +107,32 @@ class Loader(Generic[S]):
                 self._retire(life, STOPPED)
             raise
         if failed:
-            reasons = "".join(f"version {v} is at UNAVAILABLE state: {failed[v]};" for v in sorted(failed))
+            states = {v: "READY" if v in serve_on else "UNAVAILABLE" for v in failed}
+            reasons = "".join(f"version {v} is at {states[v]} state: {failed[v]};" for v in sorted(failed))
             raise InvalidArgument(f"load failed for model '{name}': {reasons}\n")
+
+    def _updatable(self, name: str, spec: VersionSpec) -> Life[S] | None:
+        """The life that serves the version, where it need not be loaded again: only its instances change."""
+        life = self._lifecycle.ready(name).get(int(spec.version))
+        if life is None or life.servable is None or not spec.files:
+            return None
+        if (life.spec.files, life.spec.version_directory) != (spec.files, spec.version_directory):
+            return None
+        servable = life.servable
+        return life if isinstance(servable, Updatable) and servable.can_become(spec.config, life.spec.config) else None
+
+    async def _update(self, life: Life[S], spec: VersionSpec, stamp: Stamp) -> str | None:
+        """Returns None, or why it failed; then it serves on as it was."""
+        assert isinstance(life.servable, Updatable)
+        try:
+            await life.servable.update_instances(spec.config)
+        except DoorstepError as error:
+            return f"{_CODE_WORDS[error.code]}: {_without_paths(error.message, spec)}"
+        except Exception as error:  # of the model's own code
+            logger.exception("%s: new instances failed", _label(life))
+            return f"Internal: unexpected {type(error).__name__}: {error}"
+        life.spec, life.stamp = spec, stamp
+        return None
 
     def take_down(self, name: str) -> None:
         """Serves no version of `name` any more. What is in flight is answered, then the versions are closed."""
@@ -268,4 +298,4 @@ async def _settled(job: Future[Any]) -> None:
 
 
 def _label(life: Life[Any]) -> str:
-    return f"{life.spec.name}:{life.spec.version}"
+    return f"{life.spec.identity}:{life.spec.version}"

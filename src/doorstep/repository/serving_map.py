@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from doorstep.errors import InvalidArgument, NotFound, Unavailable
 from doorstep.repository.base import Servable
+from doorstep.repository.dependencies import SEPARATOR
 
 S = TypeVar("S", bound=Servable)
 _INT64_MAX = 2**63 - 1
@@ -15,10 +16,16 @@ _INT64_MAX = 2**63 - 1
 class ServingMap(Generic[S]):
     """Written only from the event loop, always by replacing: whoever holds a servable keeps it."""
 
-    __slots__ = ("_known", "_serving")
+    __slots__ = ("_identities", "_known", "_serving")
 
-    def __init__(self, known: Callable[[str], Collection[int] | None] = lambda name: None) -> None:
-        """`known(name)`: the versions there have ever been of a model, None for an unknown one; only to word errors."""
+    def __init__(
+        self,
+        known: Callable[[str], Collection[int] | None] = lambda name: None,
+        identities: Callable[[str], Sequence[str]] | None = None,
+    ) -> None:
+        """`known(name)`: the versions there have ever been of a model, None for an unknown one; only to word errors.
+        `identities(name)`: the models that are called so, where there are namespaces."""
+        self._identities = identities
         self._serving: dict[tuple[str, str], S] = {}  # (name, version); version "" is the newest that is ready
         self._known = known
 
@@ -29,6 +36,8 @@ class ServingMap(Generic[S]):
 
     def _miss(self, name: str, version: str) -> S:
         number = _version_number(version)
+        if self._identities is not None and SEPARATOR not in name:
+            return self.find(self._identity(name), version)
         known = self._known(name)
         if known is None:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
@@ -41,8 +50,24 @@ class ServingMap(Generic[S]):
             raise Unavailable(f"Request for unknown model: '{name}' version {number} is not at ready state")
         raise NotFound(f"Request for unknown model: '{name}' version {number} is not found")
 
+    def _identity(self, name: str) -> str:
+        """The one model of that name. Raises InvalidArgument for several, or none."""
+        assert self._identities is not None
+        found = self._identities(name)
+        if not found:
+            raise InvalidArgument(f"Request for unknown model: '{name}' is not found")
+        if len(found) > 1:
+            raise InvalidArgument(
+                f"There are {len(found)} identifiers of model '{name}' in global map, model namespace must be provided "
+                "to resolve ambiguity."
+            )
+        return found[0]
+
     def versions(self, name: str) -> list[str]:
         """The versions of a model that can be called, lowest first."""
+        if self._identities is not None and SEPARATOR not in name:
+            found = self._identities(name)
+            name = found[0] if len(found) == 1 else name
         return sorted((v for n, v in self._serving if n == name and v), key=int)
 
     def all(self) -> list[S]:

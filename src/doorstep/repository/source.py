@@ -15,11 +15,13 @@ from hashlib import blake2b
 from pathlib import Path
 
 from doorstep.errors import DoorstepError, Internal, NotFound
+from doorstep.repository.dependencies import identity, split
 from doorstep.repository.reconcile import Stamp
 
 _INT64_MAX = 2**63 - 1
 # Beside a model, but no part of it: a change of one of these is no reason to load the model again.
 _NOT_THE_MODEL = frozenset({"__pycache__", "deployment.yaml", "history.jsonl", "card.yaml"})
+_CONFIG = frozenset({"config.pbtxt", "configs"})
 _NOT_A_MODEL = frozenset({"lost+found"})
 
 
@@ -27,10 +29,11 @@ _NOT_A_MODEL = frozenset({"lost+found"})
 class FoundModel:
     """A model's directory as one look found it. Two looks that are equal saw the same files."""
 
-    name: str
+    name: str  # its identity: with its repository in front where names may repeat
     directory: Path
     common: Stamp  # of everything outside version directories
     versions: Mapping[int, Stamp]
+    beside: Stamp = ""  # as `common`, but for the config
     ignored: tuple[str, ...] = ()  # directories that look like versions, but are none: a leading zero
 
 
@@ -57,7 +60,8 @@ class DuplicateModel(DoorstepError):
 class Source:
     """Directories that hold models. Immutable; may be called from any thread."""
 
-    def __init__(self, repositories: Sequence[Path | str]) -> None:
+    def __init__(self, repositories: Sequence[Path | str], *, namespaced: bool = False) -> None:
+        self._namespaced = namespaced
         # Absolute, so that a later chdir changes nothing; not resolved, so that a symbolic link may be switched over.
         self.repositories = tuple(dict.fromkeys(Path(os.path.abspath(r)) for r in repositories))
 
@@ -87,8 +91,20 @@ class Source:
     def find(self, name: str) -> FoundModel:
         """Looks at one model. Raises NotFound, DuplicateModel, or Internal where it cannot be read."""
         hidden = name.startswith(".") or name in _NOT_A_MODEL or "\0" in name
-        places = [] if hidden else [r / name for r in self.repositories if os.path.isdir(r / name)]
+        if self._namespaced:
+            namespace, bare = split(name)
+            repositories = [r for r in self.repositories if str(r) == namespace]
+        else:
+            bare, repositories = name, list(self.repositories)
+        places = [] if hidden else [r / bare for r in repositories if os.path.isdir(r / bare)]
         return _look(name, places)
+
+    def identities(self, name: str) -> list[str]:
+        """The models of that name."""
+        return [self._identity(r, name) for r in self.repositories if os.path.isdir(r / name)]
+
+    def _identity(self, repository: Path, name: str) -> str:
+        return identity(str(repository), name) if self._namespaced else name
 
     def _directories(self) -> tuple[dict[str, list[Path]], dict[Path, str]]:
         found: dict[str, list[Path]] = {}
@@ -98,7 +114,8 @@ class Source:
                 with os.scandir(repository) as entries:
                     for entry in entries:
                         if not entry.name.startswith(".") and entry.name not in _NOT_A_MODEL and _is_directory(entry):
-                            found.setdefault(entry.name, []).append(repository / entry.name)
+                            name = self._identity(repository, entry.name)
+                            found.setdefault(name, []).append(repository / entry.name)
             except OSError as error:
                 unlisted[repository] = _why(error)
         return dict(sorted(found.items())), unlisted
@@ -124,13 +141,15 @@ def _look(name: str, places: Sequence[Path]) -> FoundModel:
                     versions[int(entry.name)] = _stamp(directory / entry.name)
                 except FileNotFoundError:
                     pass  # removed meanwhile
-        common = _stamp(directory, without={*map(str, versions), *ignored})
+        without = {*map(str, versions), *ignored}
+        common = _stamp(directory, without=without)
+        beside = _stamp(directory, without=without | _CONFIG)
     except FileNotFoundError:
         raise NotFound(f"failed to poll model '{name}': model not found in any model repository.") from None
     except OSError as error:
         where = os.path.relpath(error.filename, directory.parent) if isinstance(error.filename, str) else name
         raise Internal(f"failed to poll model '{name}': cannot read {where}: {_why(error)}") from None
-    return FoundModel(name, directory, common, dict(sorted(versions.items())), tuple(sorted(ignored)))
+    return FoundModel(name, directory, common, dict(sorted(versions.items())), beside, tuple(sorted(ignored)))
 
 
 def _stamp(directory: Path, without: set[str] | frozenset[str] = frozenset()) -> Stamp:

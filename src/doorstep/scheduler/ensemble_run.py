@@ -1,0 +1,382 @@
+"""One request on its way through an ensemble: the tensors there are, the steps under way, the answers. Knows no graph
+but the plan it is given.
+
+Where a step's model is decoupled, each of its responses begins a round of its own for whatever comes after it: a step
+takes its inputs from one round, and an answer goes out when a round has all outputs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from doorstep.errors import DoorstepError, InvalidArgument
+from doorstep.request import InferenceRequest, InferenceResponse, Parameter, cancelled_error
+from doorstep.scheduler.ensemble_graph import Binding, Plan, Step
+from doorstep.stats import ComputeTally
+from doorstep.types import Tensor
+
+if TYPE_CHECKING:
+    from doorstep.scheduler.ensemble import EnsembleScheduler
+
+logger = logging.getLogger("doorstep.model")
+
+Marks = tuple[int | str, bool, bool]  # correlation id, first of its sequence, last of it
+
+
+class EnsembleError(DoorstepError):
+    """A step's failure as the ensemble tells it; the step has been named."""
+
+
+class Round:
+    """The tensors that belong together, and how many each step still waits for."""
+
+    __slots__ = ("held", "marks", "missing", "number", "outputs_missing", "uses", "values")
+
+    def __init__(self, plan: Plan, number: int) -> None:
+        self.number = number
+        self.values: list[Tensor | None] = [None] * len(plan.uses)  # None as well for an optional one left out
+        self.uses = list(plan.uses)
+        self.missing = list(plan.missing)
+        self.outputs_missing = len(plan.outputs)
+        self.held = 0  # values that somebody has still to take
+        self.marks: dict[int, Marks] = {}  # of tensors whose response set another sequence than the request's
+
+    def take(self, tensor: int) -> None:
+        self.uses[tensor] -= 1
+        if not self.uses[tensor]:
+            self.values[tensor] = None
+            self.held -= 1
+
+
+class _Call:
+    """A step under way: the sender of its request."""
+
+    __slots__ = ("marks", "request", "round", "run", "step")
+
+    def __init__(self, run: EnsembleRun, step: Step, round_: Round, marks: Marks | None) -> None:
+        self.run = run
+        self.step = step
+        self.round = round_
+        self.marks = marks
+        self.request: InferenceRequest
+
+    def send(self, response: InferenceResponse, final: bool) -> None:
+        self.run.received(self, response, final)
+
+
+class EnsembleRun:
+    """See the module."""
+
+    __slots__ = (
+        "_advancing", "_answered", "_binding", "_calls", "_counts", "_over", "_owner", "_plan", "_ready", "_request",
+        "_rounds", "_sent", "_start_ns", "_tally", "_waiting",
+    )  # fmt: skip
+
+    def __init__(self, owner: EnsembleScheduler, request: InferenceRequest, plan: Plan) -> None:
+        self._owner = owner
+        self._request = request
+        self._plan = plan
+        self._binding: Binding | None = None
+        self._start_ns = request.queued_ns
+        self._tally = ComputeTally()
+        self._rounds: dict[int, Round] = {}
+        self._counts: dict[int, int] = {}  # responses of each decoupled step
+        self._calls: set[_Call] = set()
+        self._ready: deque[tuple[int, Round]] = deque()
+        self._waiting = 0  # steps that max_inflight_requests holds back
+        self._advancing = False
+        self._sent = False  # at least one response
+        self._answered = False  # the final one, or an error
+        self._over = False  # answered, and no step is under way
+
+    def start(self, binding: Binding) -> None:
+        """Begins every step whose inputs the request brings."""
+        self._binding = binding
+        for model in binding.distinct:
+            model.hold()
+        request = self._request
+        request.on_cancel = self.cancel
+        self._start_ns = self._owner.clock()
+        first = self._round(0)
+        inputs = request.inputs
+        complete = False
+        for name, tensor, reshape in self._owner.graph.inputs:
+            given = inputs.get(name)
+            if given is not None and reshape is not None:
+                given = Tensor(name, given.datatype, reshape(given.array))
+            complete |= self._put(first, tensor, given)
+        if complete:
+            self._emit(first, final=not self._owner.decoupled)
+        self._advance()
+
+    # What comes
+
+    def received(self, call: _Call, response: InferenceResponse, final: bool) -> None:
+        """A response to one of the steps."""
+        if final:
+            self._calls.discard(call)
+            if self._owner.limits is not None:
+                self._owner.limits[call.step.index].release()
+        if self._answered:
+            self._end_if_over()
+            return
+        if response.error is not None:
+            self.fail(response.error, call.step)
+            return
+        complete = None
+        if not response.flag_only:
+            try:
+                complete = self._store(call, response)
+            except DoorstepError as error:
+                self.fail(error, call.step)
+                return
+        if complete is not None:
+            owed = not self._owner.decoupled or not (self._calls or self._ready or self._waiting)
+            self._emit(complete, final=owed)
+        if not self._advancing:
+            self._advance()
+
+    def _store(self, call: _Call, response: InferenceResponse) -> Round | None:
+        """Puts what the step gave where others look for it. Returns the round whose outputs are now all there."""
+        binding, step = self._binding, call.step
+        assert binding is not None
+        round_ = call.round
+        if binding.streams[step.index]:
+            number = self._counts.get(step.index, 0)
+            self._counts[step.index] = number + 1
+            round_ = self._round(number)
+        marks = call.marks
+        if response.parameters:
+            marks = _marks_of(response.parameters, self._request, marks)
+        given = {tensor.name: tensor for tensor in response.outputs}
+        complete = False
+        for name, tensor in step.outputs.items():
+            if marks is not None:
+                round_.marks[tensor] = marks
+            # An output that was not given counts as given to steps that can do without.
+            complete |= self._put(round_, tensor, given.get(name))
+        return round_ if complete else None
+
+    def _put(self, round_: Round, tensor: int, value: Tensor | None) -> bool:
+        """True where this was the last of the round's outputs."""
+        plan = self._plan
+        takers = plan.consumers[tensor]
+        uses = plan.uses[tensor]
+        if not uses:
+            return False
+        round_.values[tensor] = value
+        round_.held += 1
+        for step in takers:
+            round_.missing[step] -= 1
+            if not round_.missing[step]:
+                self._ready.append((step, round_))
+        if uses > len(takers):
+            round_.outputs_missing -= 1
+            return not round_.outputs_missing
+        return False
+
+    def _round(self, number: int) -> Round:
+        found = self._rounds.get(number)
+        if found is None:
+            found = self._rounds[number] = Round(self._plan, number)
+        return found
+
+    # What goes
+
+    def _advance(self) -> None:
+        """Sends the steps that are ready. Those that are answered at once make others ready, without recursion."""
+        self._advancing = True
+        limits = self._owner.limits
+        while self._ready and not self._answered:
+            step, round_ = self._ready.popleft()
+            if limits is None or limits[step].admit(self, step, round_):
+                self._begin(step, round_)
+            else:
+                self._waiting += 1
+        self._advancing = False
+        if not self._calls and not self._waiting:
+            self._finish()
+
+    def admitted(self, step: int, round_: Round) -> None:
+        """It is the turn of a step that waited."""
+        self._waiting -= 1
+        self._begin(step, round_)
+        if not self._advancing and not self._calls:
+            self._advance()
+
+    def _begin(self, index: int, round_: Round) -> None:
+        binding, whole = self._binding, self._request
+        assert binding is not None
+        step = self._owner.graph.steps[index]
+        inputs = {}
+        marks: Marks | None = None
+        for name, tensor, convert in binding.inputs[index]:
+            value = round_.values[tensor]
+            if value is not None:
+                array = value.array if convert is None else convert(value.array)
+                inputs[name] = Tensor(name, value.datatype, array)
+            if round_.marks and tensor in round_.marks:
+                if marks is not None and marks != round_.marks[tensor]:
+                    logger.warning("ensemble '%s': inputs of %r belong to different sequences", self._owner.name, step)
+                marks = marks or round_.marks[tensor]
+        for tensor in step.taken:
+            round_.take(tensor)
+        self._let_go(round_)
+        call = _Call(self, step, round_, marks)
+        request = InferenceRequest(
+            step.model,
+            inputs,
+            call,
+            model_version=step.version,
+            id=whole.id,
+            requested_outputs=binding.requested[index],
+            parameters=whole.parameters,
+        )
+        request.priority = whole.priority
+        request.timeout_us = whole.timeout_us
+        request.correlation_id, request.sequence_start, request.sequence_end = marks or (
+            whole.correlation_id,
+            whole.sequence_start,
+            whole.sequence_end,
+        )
+        request.tally = self._tally
+        if whole.trace is not None:
+            request.trace = whole.trace.child(request)
+        call.request = request
+        self._calls.add(call)
+        try:
+            binding.model_of[index].infer(request)
+        except DoorstepError as error:
+            self._calls.discard(call)
+            if request.trace is not None:
+                request.sender.release()  # type: ignore[attr-defined]  # the trace stands before the call
+            if self._owner.limits is not None:
+                self._owner.limits[index].release()
+            self.fail(error, step)
+
+    def _let_go(self, round_: Round) -> None:
+        """Long streams have many rounds."""
+        if not round_.held:
+            self._rounds.pop(round_.number, None)
+
+    def _emit(self, round_: Round, *, final: bool) -> None:
+        """Answers with the outputs of a round."""
+        binding = self._binding
+        assert binding is not None
+        outputs = []
+        marks: Marks | None = None
+        for name, tensor, convert in binding.outputs:
+            value = round_.values[tensor]
+            if value is not None:
+                outputs.append(Tensor(name, value.datatype, value.array if convert is None else convert(value.array)))
+            marks = round_.marks.get(tensor, marks)
+            round_.take(tensor)
+        self._let_go(round_)
+        request = self._request
+        correlation_id, start, end = marks or (request.correlation_id, request.sequence_start, request.sequence_end)
+        # Every answer of an ensemble says where in its sequence it is, as Triton's do.
+        parameters: dict[str, Parameter] = {
+            "sequence_id": correlation_id,
+            "sequence_start": start,
+            "sequence_end": end,
+        }
+        owner = self._owner
+        self._sent = True
+        self._send(InferenceResponse(owner.name, owner.version, request.id, outputs, parameters=parameters), final)
+
+    # Ends
+
+    def _finish(self) -> None:
+        """Nothing is under way, and nothing more can be."""
+        if not self._answered:
+            owner, request = self._owner, self._request
+            if owner.decoupled or self._sent:
+                self._send(InferenceResponse(owner.name, owner.version, request.id, flag_only=True), True)
+            else:
+                text = "unexpected deadlock, at least one output is not set while no more ensemble steps can be made"
+                self.fail(InvalidArgument(f"[request id: {request.id or '<id_unknown>'}] {text}"), None)
+                return
+        self._end_if_over()
+
+    def fail(self, error: DoorstepError, step: Step | None) -> None:
+        """Answers with Triton's words for the failure of a step. What else is under way is told to stop."""
+        if self._answered:
+            self._end_if_over()
+            return
+        text = f"in ensemble '{self._owner.name}', {error.message}"
+        if step is not None and not isinstance(error, EnsembleError):
+            text += f" ({step!r})"
+        told = EnsembleError(text, code=error.code)
+        owner = self._owner
+        self._send(InferenceResponse(owner.name, owner.version, self._request.id, error=told), True)
+        self._stop_steps()
+
+    def cancel(self, request: InferenceRequest) -> None:
+        """Answers at once; the steps under way are cancelled, and none is begun."""
+        owner = self._owner
+        error = cancelled_error()
+        self._send(InferenceResponse(owner.name, owner.version, request.id, error=error), True)
+        self._stop_steps()
+
+    def _stop_steps(self) -> None:
+        self._ready.clear()
+        if self._waiting and self._owner.limits is not None:
+            for limit in self._owner.limits:
+                self._waiting -= limit.forget(self)
+        for call in tuple(self._calls):
+            call.request.cancel()
+        self._end_if_over()
+
+    def _send(self, response: InferenceResponse, final: bool) -> None:
+        request = self._request
+        if final:
+            self._answered = True
+            request.on_cancel = None
+            self._record(response.error)
+        request.sender.send(response, final)
+
+    def _record(self, error: DoorstepError | None) -> None:
+        request, stats, tally = self._request, self._owner.stats, self._tally
+        total_ns = self._owner.clock() - request.received_ns
+        if error is not None:
+            stats.record_failure(total_ns, error.reason)
+            return
+        rows = request.rows if self._owner.batches else 1
+        stats.record_batch(max(rows, 1), tally.input_ns, tally.infer_ns, tally.output_ns)
+        waited = [(total_ns, self._start_ns - request.queued_ns)]
+        stats.record_successes(waited, tally.input_ns, tally.infer_ns, tally.output_ns)
+        if request.tally is not None:
+            request.tally.add(tally.input_ns, tally.infer_ns, tally.output_ns)
+
+    def _end_if_over(self) -> None:
+        """Lets go of the models when the last step has ended, too."""
+        if self._over or self._calls or self._waiting or not self._answered or self._advancing:
+            return
+        self._over = True
+        owner, binding = self._owner, self._binding
+        self._binding = None
+        self._rounds.clear()
+        if binding is not None:
+            for model in binding.distinct:
+                model.release()
+        owner.ended()
+
+
+def _marks_of(parameters: dict[str, Parameter], request: InferenceRequest, marks: Marks | None) -> Marks | None:
+    """The sequence that a response says its outputs belong to, where it does."""
+    if not parameters.keys() & {"sequence_id", "sequence_start", "sequence_end"}:
+        return marks
+    correlation_id: Any = parameters.get("sequence_id", marks[0] if marks is not None else request.correlation_id)
+    if isinstance(correlation_id, (bool, float)):
+        raise InvalidArgument(
+            "expected parameter 'sequence_id' to be TRITONSERVER_PARAMETER_INT or TRITONSERVER_PARAMETER_STRING"
+        )
+    flags = []
+    for name in ("sequence_start", "sequence_end"):
+        value = parameters.get(name, False)
+        if not isinstance(value, bool):
+            raise InvalidArgument(f"expect parameter '{name}' to be TRITONSERVER_PARAMETER_BOOL")
+        flags.append(value)
+    return correlation_id, flags[0], flags[1]
