@@ -17,28 +17,38 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
+from doorstep.cache import make_cache
 from doorstep.client_memory import Regions
+from doorstep.config.check_ensemble import check_ensemble
+from doorstep.config.check_ensemble_graph import check_ensemble_graph
 from doorstep.config.load import load_config, parse_json_config
 from doorstep.config.model import ModelConfig
 from doorstep.config.options import ServerOptions, TlsFiles
 from doorstep.config.support import fields_without_meaning
-from doorstep.errors import DoorstepError
+from doorstep.errors import DoorstepError, InvalidArgument
 from doorstep.memory import limit_arenas
 from doorstep.model import LoadOptions, Model, load_model
+from doorstep.model_control import model_handlers
 from doorstep.observability.access import access_hook
+from doorstep.observability.custom_metrics import CustomMetrics
 from doorstep.observability.log_settings import LogSettings, current_handler
 from doorstep.observability.metrics import MetricsEndpoint
 from doorstep.observability.tracing import Tracing
 from doorstep.protocols import grpc_health, grpc_reflection, kserve
+from doorstep.protocols.clouds.sagemaker import SageMakerFront
+from doorstep.protocols.clouds.vertex_ai import VertexAiFront
 from doorstep.protocols.kserve.categories import category_of
+from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.repository.base import VersionSpec
 from doorstep.repository.repository import ModelRepository, RepositoryOptions
+from doorstep.scheduler.ensemble_graph import step_model
 from doorstep.scheduler.rate_limiter import RateLimiter
 from doorstep.security.restricted import restricted_gate
 from doorstep.server import InferenceServer
 from doorstep.services import Services
 from doorstep.trace import Tracer
 from doorstep.wire.context import ListenerContext
+from doorstep.wire.exchange import Gate
 from doorstep.wire.grpc import GrpcServer
 from doorstep.wire.grpc_compression import CompressionLevel
 from doorstep.wire.http2_settings import Http2Settings
@@ -66,6 +76,7 @@ class App:
         self._on_ready = on_ready
         self._stop = asyncio.Event()
         self._signals = 0
+        self._vertex_ai: VertexAiFront | None = None
         self._loop = asyncio.get_running_loop()
         self.repository: ModelRepository[Model] = ModelRepository(
             RepositoryOptions(
@@ -75,10 +86,12 @@ class App:
                 startup_models=options.load_models,
                 load_threads=options.model_load_thread_count,
                 load_retries=options.model_load_retry_count,
+                namespacing=options.model_namespacing,
             ),
             self._load,
             self._read_config,
             parse_json_config,
+            check_ensemble=self._check_ensemble,
         )
         self.server = InferenceServer(
             self.repository,
@@ -86,6 +99,7 @@ class App:
             strict_readiness=options.strict_readiness,
             regions=Regions(allowed=options.allow_client_shm),
         )
+        self.custom_metrics = CustomMetrics()
         self.tracing = Tracing(options.trace, self._trace_with)
         self.server.trace_settings = self.tracing.settings
         self.server.log_settings = LogSettings(options, current_handler())
@@ -94,7 +108,8 @@ class App:
             config=self._config_of,
             model=self.server.model,
             ready=self.server.model_ready,
-            handlers={},
+            handlers=model_handlers(self.server),
+            own_handlers=self.custom_metrics.own,
             limiter=RateLimiter(self._loop, options.rate_limit_resources) if options.rate_limit != "off" else None,
             host_policies=options.host_policies,
         )
@@ -103,6 +118,7 @@ class App:
             complete=options.auto_complete_config,
             config_name=options.model_config_name,
             services=self.services,
+            metrics=options.metrics,
         )
 
     def _trace_with(self, tracer: Tracer | None) -> None:
@@ -110,6 +126,18 @@ class App:
 
     def _config_of(self, name: str, version: str) -> ModelConfig:
         return self.server.model(name, version).config
+
+    def _check_ensemble(self, config: Any) -> None:
+        """Whether the models that are served now fit its steps. What is wrong with it alone is told when it loads."""
+        if next(check_ensemble(config), None) is not None:
+            return
+        steps = config.ensemble_scheduling.step
+        configs = {
+            (step.model_namespace, step.model_name): self.server.model(step_model(step)).config.proto for step in steps
+        }
+        problems = list(check_ensemble_graph(config, configs))
+        if problems:
+            raise InvalidArgument("; ".join(problem.what for problem in problems))
 
     # What the repository calls, in its loader pool
 
@@ -165,6 +193,14 @@ class App:
                     option="--metrics-port",
                 )
             )
+        if o.allow_sagemaker:
+            wanted.append(
+                Address("sagemaker", o.http_address, o.sagemaker_port, tls=http_tls, option="--sagemaker-port")
+            )
+        if o.allow_vertex_ai:
+            wanted.append(
+                Address("vertex-ai", o.http_address, o.vertex_ai_port, tls=http_tls, option="--vertex-ai-port")
+            )
         return wanted
 
     def _build_listeners(self) -> None:
@@ -175,12 +211,32 @@ class App:
         # One list, in order: what is cheapest to refuse, and says least about the rest, comes first.
         gates = [gate] if gate is not None else []
         contexts: list[ListenerContext] = []
-        metrics = MetricsEndpoint(self.server.models, contexts, self.repository.index, cpu=o.allow_cpu_metrics)
+        metrics = MetricsEndpoint(
+            self.server.models,
+            contexts,
+            self.repository.index,
+            custom=self.custom_metrics,
+            counter_latencies=o.metrics.counter_latencies,
+            cpu=o.allow_cpu_metrics,
+        )
         for address, names in share(self._addresses()):
             router = Router()
+            if address.name in ("sagemaker", "vertex-ai"):
+                self._register_front(address.name, router, limits, gates, metrics if o.allow_metrics else None)
+                contexts.append(ListenerContext(address.name, router, limits, gates=gates, http2=http2,
+                                                on_access=access_hook() if o.access_log else None))  # fmt: skip
+                self.listeners.append(Listener(contexts[-1], address))
+                continue
             grpc = GrpcServer(limits, compression=CompressionLevel[o.grpc_infer_response_compression_level.upper()])
             if "http" in names or "grpc" in names:
-                kserve.register(router if o.allow_http else None, grpc if o.allow_grpc else None, self.server, limits)
+                kserve.register(
+                    router if o.allow_http else None,
+                    grpc if o.allow_grpc else None,
+                    self.server,
+                    limits,
+                    http_forwarding=_forwarding(o.http_header_forward_pattern),
+                    grpc_forwarding=_forwarding(o.grpc_header_forward_pattern),
+                )
             grpc_health.register(grpc, self.server)
             grpc_reflection.register(grpc)
             grpc.install(router)
@@ -197,6 +253,17 @@ class App:
             contexts.append(context)
             self.listeners.append(Listener(context, address))
 
+    def _register_front(
+        self, name: str, router: Router, limits: WireLimits, gates: list[Gate], metrics: MetricsEndpoint | None
+    ) -> None:
+        """A cloud vendor's routes, on a listener of their own."""
+        clouds = self.options.clouds
+        if name == "sagemaker":
+            SageMakerFront(self.server, limits, clouds).register(router)
+            return
+        front = self._vertex_ai = VertexAiFront(self.server, limits, gates, self.options.vertex_ai_default_model)
+        front.register(router, clouds.predict_route, clouds.health_route, metrics.register if metrics else None)
+
     # Life
 
     async def run(self) -> Exit:
@@ -206,12 +273,16 @@ class App:
             self._build_listeners()
             for listener in self.listeners:
                 await listener.open()
+            if self.options.cache is not None:
+                self.services.cache = make_cache(self.options.cache)
             starting = asyncio.ensure_future(self.server.start())
             stopping = asyncio.ensure_future(self._stop.wait())
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():  # a signal while models load
                 return await self._end()
             report = starting.result()
+            if self._vertex_ai is not None:
+                self._vertex_ai.choose_model()
         except DoorstepError as error:
             logger.error("%s", error.message)
             await self._end()
@@ -256,10 +327,16 @@ class App:
         left = await self.server.stop(max(deadline - self._loop.time(), 1.0))
         if not await asyncio.to_thread(self.tracing.close, max(deadline - self._loop.time(), 1.0)):
             left.append("the writing of traces")
+        if self.services.cache is not None:
+            await self.services.cache.close()
         for what in left:
             logger.warning("did not end in time: %s", what)
         logger.info("stopped")
         return Exit.OK if finished and not left else Exit.CUT_OFF
+
+
+def _forwarding(pattern: str) -> HeaderForwarding | None:
+    return HeaderForwarding(pattern) if pattern else None
 
 
 def _tls(files: TlsFiles | None) -> TlsOptions | None:

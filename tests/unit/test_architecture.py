@@ -8,21 +8,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "src" / "doorstep"
 
 TIERS = {
-    "_version": 0, "errors": 0, "types": 0, "stats": 0, "memory": 0, "proto": 0,
+    "_version": 0, "errors": 0, "types": 0, "stats": 0, "latencies": 1, "memory": 0, "proto": 0,
     "request": 1, "trace": 1, "client_memory": 1, "config": 1, "wire": 1,
     "backends": 2, "repository": 2, "services": 2,
-    "workers": 3,
+    "workers": 3, "cache": 3,
     "scheduler": 4,
-    "validation": 5, "model": 5,
+    "validation": 5, "instances": 5, "model": 5,
     "server": 6,
-    "protocols": 7, "observability": 7, "security": 7,
+    "protocols": 7, "observability": 7, "security": 7, "model_control": 7,
     "app": 8,
     "cli": 9, "demo": 9, "client": 9, "testing": 9,
 }  # fmt: skip
 
 # Files that everyone imports, and pairs of one tier of which one is the other's foundation.
 SHARED = {"_version", "errors", "types", "stats", "proto", "request"}
-ALLOWED = {("model", "validation"), ("cli", "client"), ("cli", "demo"), ("testing", "client")}
+ALLOWED = {("model", "validation"), ("model", "instances"), ("cli", "client"), ("cli", "demo"), ("testing", "client")}
 
 
 def room_of(module: str) -> str:

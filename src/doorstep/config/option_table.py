@@ -25,6 +25,9 @@ class Kind(Enum):
     SETTING = "<backend>,<setting>=<value> or <setting>=<value>"
     POLICY = "<policy>,<setting>=<value>"
     RESOURCE = "<name>:<count>:<device> or <name>:<count>"
+    PATTERN = "a regular expression"
+    RANGE = "<first port>-<last port>"
+    CACHE = "<cache>,<setting>=<value>"
     RESTRICTION = "<api>[,<api>…]:<header>=<value>"
 
 
@@ -80,7 +83,7 @@ OPTIONS: tuple[Option, ...] = (
     _option("model-load-thread-count", "Models", "Models that load at the same time.", INT, 4, least=1, most=1024),
     _option("model-load-retry-count", "Models", "How often to try again when a model fails to load.", INT, 0, most=1000),
     _option("backend-config", "Models", "A setting of a backend, or of all: onnxruntime,intra_op_thread_count=2. May be repeated.", Kind.SETTING, repeats=True),
-    _option("model-namespacing", "Models", "Same name in several repositories.", BOOL, False, status=REFUSED, why="models of the same name in several repositories are not served"),
+    _option("model-namespacing", "Models", "Models of the same name may be in several repositories.", BOOL, False),
     _option("enable-peer-access", "Models", "Direct copies between GPUs.", BOOL, True, status=NO_EFFECT, why="Doorstep copies nothing between GPUs"),
     # Server
     _option("id", "Server", "The server's name in its metadata.", default="doorstep"),
@@ -94,7 +97,7 @@ OPTIONS: tuple[Option, ...] = (
     _option("http-thread-count", "Listening", "Threads for HTTP.", INT, 8, least=1, status=NO_EFFECT, why="one event loop serves all connections"),
     _option("http-max-input-size", "Listening", "Largest request body in bytes, as sent and as decompressed.", INT, 64 * MIB, field="limits.body_bytes", least=1),
     _option("http-restricted-api", "Listening", "APIs that need a header: model-repository,logging:admin-key=secret. May be repeated.", Kind.RESTRICTION, repeats=True, field="http_restricted"),
-    _option("http-header-forward-pattern", "Listening", "Headers to hand to models.", status=REFUSED, why="headers are not handed to models"),
+    _option("http-header-forward-pattern", "Listening", "A regular expression: headers whose name it matches become parameters of the request.", Kind.PATTERN),
     _option("allow-metrics", "Listening", "Listen for Prometheus at /metrics.", BOOL, True),
     _option("metrics-address", "Listening", "The address for metrics, if not HTTP's."),
     _option("metrics-port", "Listening", "The port for metrics.", default=8002, **_PORT),
@@ -117,7 +120,16 @@ OPTIONS: tuple[Option, ...] = (
     _option("grpc-infer-thread-count", "gRPC", "Threads for inference calls.", INT, 2, least=2, most=128, status=NO_EFFECT, why="one event loop serves all connections"),
     _option("grpc-infer-allocation-pool-size", "gRPC", "Call states to keep.", INT, 8, status=NO_EFFECT, why="calls keep no state to reuse"),
     _option("grpc-max-response-pool-size", "gRPC", "Responses to keep.", INT, INT32_MAX, least=1, status=NO_EFFECT, why="responses are written as they come"),
-    _option("grpc-header-forward-pattern", "gRPC", "Metadata to hand to models.", status=REFUSED, why="metadata is not handed to models"),
+    _option("grpc-header-forward-pattern", "gRPC", "As --http-header-forward-pattern, for metadata.", Kind.PATTERN),
+    # Cloud vendors
+    _option("allow-sagemaker", "Cloud vendors", "Listen for SageMaker.", BOOL, False),
+    _option("sagemaker-port", "Cloud vendors", "The port for SageMaker; 0 is any free port.", default=8080, **_PORT),
+    _option("sagemaker-safe-port-range", "Cloud vendors", "Ports that the other listeners may have, as 8000-8100.", Kind.RANGE),
+    _option("sagemaker-thread-count", "Cloud vendors", "Threads for SageMaker.", INT, 8, least=1, status=NO_EFFECT, why="one event loop serves all connections"),
+    _option("allow-vertex-ai", "Cloud vendors", "Listen for Vertex AI; by default where the environment has AIP_MODE=PREDICTION.", BOOL, False),
+    _option("vertex-ai-port", "Cloud vendors", "The port for Vertex AI, if not AIP_HTTP_PORT; 0 is any free port.", default=8080, **_PORT),
+    _option("vertex-ai-thread-count", "Cloud vendors", "Threads for Vertex AI.", INT, 8, least=1, status=NO_EFFECT, why="one event loop serves all connections"),
+    _option("vertex-ai-default-model", "Cloud vendors", "The model that Vertex AI calls, if there are several."),
     # TLS
     _option("tls-cert", "TLS", "PEM file of the certificate (and its chain) for all listeners."),
     _option("tls-key", "TLS", "PEM file of its private key."),
@@ -138,6 +150,7 @@ OPTIONS: tuple[Option, ...] = (
     _option("body-timeout-secs", "Limits", "Longest wait for the next byte of a body.", NUM, 60.0, field="limits.body_timeout_s", least=0.01),
     _option("min-body-rate", "Limits", "Bytes per second that a body must average after that.", INT, 1024, field="limits.body_rate"),
     _option("idle-timeout-secs", "Limits", "Seconds a connection may be idle.", NUM, 300.0, field="limits.idle_timeout_s", least=0.01),
+    _option("max-stream-bytes", "Limits", "Responses of a model that streams that may wait for a client that does not read.", INT, 64 * MIB, field="limits.stream_bytes", least=1),
     _option("write-timeout-secs", "Limits", "Longest a client may not read its answer.", NUM, 60.0, field="limits.write_timeout_s", least=0.01),
     # Logging
     _option("log-format", "Logging", "text: for people; json: one object per line; default, ISO8601: as tritonserver.", Kind.CHOICE, "text", choices=("text", "json", "default", "ISO8601")),
@@ -151,12 +164,12 @@ OPTIONS: tuple[Option, ...] = (
     _option("allow-gpu-metrics", "Other", "GPU metrics.", BOOL, True, status=NO_EFFECT, why="there are no GPU metrics"),
     _option("allow-cpu-metrics", "Listening", "nv_cpu_* among the metrics.", BOOL, True),
     _option("metrics-interval-ms", "Other", "Interval of metrics.", NUM, 2000.0, status=NO_EFFECT, why="metrics are counted when they are asked for"),
-    _option("metrics-config", "Other", "Metrics settings.", repeats=True, status=REFUSED, why="histograms and counters are always on, summaries do not exist"),
+    _option("metrics-config", "Listening", "Which latencies are among the metrics: counter_latencies=, summary_latencies=, histogram_latencies=true|false, summary_quantiles=<quantile>:<error>,… May be repeated.", repeats=True),
     _option("trace-config", "Tracing", "What is traced and where to: level=TIMESTAMPS, rate=, count=, mode=triton|opentelemetry, triton,file=, triton,log-frequency=, opentelemetry,url=, opentelemetry,resource=<key>=<value> … May be repeated (docs/observability.md).", repeats=True),
-    _option("backend-directory", "Other", "Folder of backends.", status=NO_EFFECT, why="backends are Python packages, found by name"),
-    _option("repoagent-directory", "Other", "Folder of repository agents.", status=NO_EFFECT, why="there are no repository agents"),
-    _option("cache-directory", "Other", "Folder of caches.", status=NO_EFFECT, why="there is no response cache"),
-    _option("cache-config", "Other", "Response cache.", repeats=True, status=REFUSED, why="there is no response cache"),
+    _option("backend-directory", "Models", "Folder of python-based backends: DIRECTORY/NAME/model.py runs the models of backend NAME."),
+    _option("repoagent-directory", "Other", "Folder of repository agents.", status=NO_EFFECT, why="repository agents are Python functions, found by name"),
+    _option("cache-directory", "Other", "Folder of caches.", status=NO_EFFECT, why="the caches, local and redis, are built in"),
+    _option("cache-config", "Models", "The response cache, and its settings: local,size=<bytes>, or redis,host=… and redis,port=…; models ask for it with response_cache. May be repeated.", Kind.CACHE, repeats=True, field="cache"),
     _option("rate-limit", "Models", "execution_count: an instance runs when the resources of its rate_limiter are free and it is first by its priority and how often it has run; off: when it is idle.", Kind.CHOICE, "off", choices=("off", "execution_count")),
     _option("rate-limit-resource", "Models", "How much there is of a resource of the rate limiter, on every device or on one. If none is given, as much as the instance that needs most of it. May be repeated.", Kind.RESOURCE, repeats=True, field="rate_limit_resources"),
     _option("pinned-memory-pool-byte-size", "Other", "Pinned memory.", INT, 256 * MIB, **_NO_GPU_MEMORY),
@@ -167,17 +180,9 @@ OPTIONS: tuple[Option, ...] = (
     _option("host-policy", "Models", "Where instances run: <policy>,cpu-cores=0-3 or <policy>,numa-node=0. The policy is an instance group's host_policy; cpu and gpu_<n> are those of groups that name none. May be repeated.", Kind.POLICY, repeats=True, field="host_policies"),
     _option("model-load-gpu-limit", "Other", "GPU memory limit.", repeats=True, status=REFUSED, why="GPU memory is not watched"),
     _option("allow-client-shm", "Listening", "Clients may hand over tensors in shared memory (/dev/shm), and have any of its objects read and written that the server may.", BOOL, False),
-    _option("allow-sagemaker", "Other", "SageMaker.", BOOL, False, status=REFUSED, why="there is no SageMaker front"),
-    _option("sagemaker-port", "Other", "Its port.", INT, 8080, status=REFUSED, why="there is no SageMaker front"),
-    _option("sagemaker-safe-port-range", "Other", "Its ports.", status=REFUSED, why="there is no SageMaker front"),
-    _option("sagemaker-thread-count", "Other", "Its threads.", INT, 8, status=REFUSED, why="there is no SageMaker front"),
-    _option("allow-vertex-ai", "Other", "Vertex AI.", BOOL, False, status=REFUSED, why="there is no Vertex AI front"),
-    _option("vertex-ai-port", "Other", "Its port.", INT, 8080, status=REFUSED, why="there is no Vertex AI front"),
-    _option("vertex-ai-thread-count", "Other", "Its threads.", INT, 8, status=REFUSED, why="there is no Vertex AI front"),
-    _option("vertex-ai-default-model", "Other", "Its model.", status=REFUSED, why="there is no Vertex AI front"),
     # Deprecated by Triton, still parsed
     _option("strict-model-config", "Deprecated", "true is --disable-auto-complete-config.", BOOL, False, instead="--disable-auto-complete-config"),
-    _option("response-cache-byte-size", "Deprecated", "Response cache.", INT, 0, status=REFUSED, why="there is no response cache"),
+    _option("response-cache-byte-size", "Deprecated", "Size of a response cache in memory.", INT, 0, instead="--cache-config=local,size=<bytes>"),
     _option("trace-file", "Deprecated", "The file for traces.", repeats=True, instead="--trace-config triton,file=<file>"),
     _option("trace-level", "Deprecated", "OFF, TIMESTAMPS or TENSORS. May be repeated.", default="OFF", repeats=True, instead="--trace-config level=<level>"),
     _option("trace-rate", "Deprecated", "Trace every n-th request.", INT, 1000, repeats=True, most=2 * INT32_MAX + 1, instead="--trace-config rate=<n>"),

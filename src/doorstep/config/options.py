@@ -5,12 +5,17 @@ Takes what tritonserver takes (`--opt=value`, `--opt value`), and folders of mod
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from doorstep.config.cache_options import CacheOptions, cache_options, parse_cache_setting
+from doorstep.config.cloud import Clouds, check_ports
+from doorstep.config.header_pattern import compile_pattern
 from doorstep.config.host_policy import CORES, NUMA_NODE, HostPolicy, parse_host_policy
+from doorstep.config.metrics_options import MetricsOptions, parse_metrics_options
 from doorstep.config.option_table import BY_NAME, RESTRICTED_CATEGORIES, Kind, Option, Status
 from doorstep.config.survey import suggest
 from doorstep.config.trace_options import TraceOptions, parse_trace_options
@@ -55,6 +60,7 @@ class ServerOptions:
     model_config_name: str = ""
     model_load_thread_count: int = 4
     model_load_retry_count: int = 0
+    model_namespacing: bool = False
     backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # backend, "" for all → key → value
     rate_limit: str = "off"  # off, execution_count
     rate_limit_resources: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # device or EVERY_DEVICE → name
@@ -76,6 +82,15 @@ class ServerOptions:
     allow_cpu_metrics: bool = True
     metrics_address: str = "127.0.0.1"
     metrics_port: int = 8002
+    http_header_forward_pattern: str = ""
+    grpc_header_forward_pattern: str = ""
+    allow_sagemaker: bool = False
+    sagemaker_port: int = 8080
+    sagemaker_safe_port_range: tuple[int, int] | None = None  # first and last port the other listeners may have
+    allow_vertex_ai: bool = False
+    vertex_ai_port: int = 8080
+    vertex_ai_default_model: str = ""
+    clouds: Clouds = field(default_factory=Clouds)  # what the environment says about both
     tls: TlsFiles | None = None  # every listener
     grpc_tls: TlsFiles | None = None  # the gRPC listener; `tls` where only that is given
     limits: Mapping[str, float] = field(default_factory=dict)  # those given, by the names of wire.limits.WireLimits
@@ -88,7 +103,9 @@ class ServerOptions:
     log_file: str = ""
     access_log: bool = False
     trace: TraceOptions = field(default_factory=TraceOptions)
+    metrics: MetricsOptions = field(default_factory=MetricsOptions)
     allow_client_shm: bool = False
+    cache: CacheOptions | None = None  # --cache-config
     notes: tuple[str, ...] = ()  # for the log: options without effect, deprecated ones
 
 
@@ -104,7 +121,7 @@ def parse_serve_args(argv: Sequence[str], prog: str = "doorstep serve") -> Serve
         raise SystemExit(EXIT_BAD_OPTIONS) from None
 
 
-def parse_options(argv: Sequence[str]) -> ServerOptions:
+def parse_options(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> ServerOptions:
     """Raises OptionError for the first thing wrong: the option, its value, and what was expected."""
     repositories: list[str] = []
     given: dict[str, list[Any]] = {}
@@ -123,7 +140,7 @@ def parse_options(argv: Sequence[str]) -> ServerOptions:
                 repositories.append(value)
             else:
                 given.setdefault(option.name, []).append(value)
-    return _assemble(repositories, given, notes)
+    return _assemble(repositories, given, notes, environ)
 
 
 def _pairs(argv: Sequence[str], repositories: list[str]) -> list[tuple[Option, str]]:
@@ -178,6 +195,11 @@ def _value(option: Option, text: str) -> Any:
             raise _bad(option, text)
         case Kind.SETTING:
             return _setting(option, text)
+        case Kind.CACHE:
+            try:
+                return parse_cache_setting(text)
+            except InvalidArgument as error:
+                raise OptionError(f"--{option.name}: {error.message}") from None
         case Kind.POLICY:
             policy, key, value = _setting(option, text)
             if not policy:
@@ -187,6 +209,10 @@ def _value(option: Option, text: str) -> Any:
             return _resource(text)
         case Kind.RESTRICTION:
             return _restriction(option, text)
+        case Kind.PATTERN:
+            return _pattern(option, text)
+        case Kind.RANGE:
+            return _range(option, text)
     return text
 
 
@@ -225,7 +251,9 @@ def _resource(text: str) -> tuple[str, int, int]:
     """(name, count, device); the text is Triton's."""
     name, *numbers = text.split(":")
     try:
-        amount, device = map(int, [*numbers, EVERY_DEVICE][:2] if len(numbers) < 3 else [""])
+        if not 1 <= len(numbers) <= 2:
+            raise ValueError
+        amount, device = int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else EVERY_DEVICE
     except ValueError:
         what = "'<resource_name>:<count>:<device>' or '<resource_name>:<count>'"
         raise OptionError(f"--rate-limit-resource option format is {what}. Got {text}") from None
@@ -252,6 +280,21 @@ def _restriction(option: Option, text: str) -> tuple[tuple[str, ...], str, str]:
     return tuple(categories.split(",")), header, value
 
 
+def _pattern(option: Option, text: str) -> str:
+    try:
+        compile_pattern(text)
+    except InvalidArgument as error:
+        raise OptionError(f"--{option.name}: {error}") from None
+    return text
+
+
+def _range(option: Option, text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not dash or not first.isdecimal() or not last.isdecimal() or not int(first) <= int(last) <= 65535:
+        raise _bad(option, text)
+    return int(first), int(last)
+
+
 def _bad(option: Option, text: str) -> OptionError:
     return OptionError(f"--{option.name}={text}: expected {_expected(option)}")
 
@@ -266,7 +309,9 @@ def _expected(option: Option) -> str:
     return str(option.kind.value)
 
 
-def _assemble(repositories: list[str], given: dict[str, list[Any]], notes: list[str]) -> ServerOptions:
+def _assemble(
+    repositories: list[str], given: dict[str, list[Any]], notes: list[str], environ: Mapping[str, str]
+) -> ServerOptions:
     values: dict[str, Any] = {"limits": {}, "http2": {}}
     for name, all_given in given.items():
         option = BY_NAME[name]
@@ -276,16 +321,25 @@ def _assemble(repositories: list[str], given: dict[str, list[Any]], notes: list[
             values[group][key] = value if option.kind is Kind.BOOL or option.scale == 1 else value * option.scale
         elif not option.repeats:
             values[option.target] = value
+    clouds = values["clouds"] = Clouds.of(environ)
+    for name, default in clouds.defaults.items():
+        values.setdefault(name, default)
+    if not repositories and values.get("allow_vertex_ai") and clouds.storage:
+        repositories = [clouds.storage]
     if not repositories:
         raise OptionError("no models: name a folder of models, as in `doorstep serve MODELS/`, or --model-repository")
     values["model_repositories"] = tuple(dict.fromkeys(repositories))
     values["load_models"] = _load_models(values, given)
     try:
         values["trace"] = parse_trace_options(given, notes)
+        values["metrics"] = parse_metrics_options(given.get("metrics-config", ()), notes)
     except InvalidArgument as error:
         raise OptionError(error.message) from None
     values["backend_config"] = _backend_config(given.get("backend-config", ()))
+    if directory := values.pop("backend_directory", ""):  # a setting of every backend, as in Triton
+        values["backend_config"].setdefault("", {})["backend-directory"] = directory
     values["rate_limit_resources"] = _resources(given.get("rate-limit-resource", ()))
+    values["cache"] = _cache(values, given, environ)
     values["host_policies"] = _host_policies(given.get("host-policy", ()))
     values["http_restricted"] = _restricted(given.get("http-restricted-api", ()), "http-restricted-api", "api", "")
     values["grpc_restricted"] = _restricted(
@@ -298,9 +352,13 @@ def _assemble(repositories: list[str], given: dict[str, list[Any]], notes: list[
     values["grpc_address"] = values.get("grpc_address") or host
     values["metrics_address"] = values.get("metrics_address") or values["http_address"]
     values["tls"], values["grpc_tls"] = _tls(values, notes)
-    if not (values.get("allow_http", True) or values.get("allow_grpc", True)):
+    fronts = values.get("allow_sagemaker") or values.get("allow_vertex_ai")
+    if not (values.get("allow_http", True) or values.get("allow_grpc", True) or fronts):
         raise OptionError("--allow-http=false and --allow-grpc=false leave nothing to serve")
-    return ServerOptions(auto_complete_config=not strict, notes=tuple(notes), **values)
+    options = ServerOptions(auto_complete_config=not strict, notes=tuple(notes), **values)
+    if wrong := clouds.problem(options) or check_ports(options):
+        raise OptionError(wrong)
+    return options
 
 
 def _load_models(values: Mapping[str, Any], given: Mapping[str, list[Any]]) -> tuple[str, ...]:
@@ -322,6 +380,23 @@ def _backend_config(settings: Sequence[tuple[str, str, str]]) -> dict[str, dict[
             shown = f"{backend},default-max-batch-size={size}".lstrip(",")
             raise OptionError(f"--backend-config={shown}: expected a whole number, 0 or more")
     return config
+
+
+def _cache(values: dict[str, Any], given: Mapping[str, list[Any]], environ: Mapping[str, str]) -> CacheOptions | None:
+    settings = given.get("cache-config", [])
+    byte_size = values.pop("response_cache_byte_size", None)
+    if byte_size is not None:
+        if settings:
+            raise OptionError(
+                "Error: Incompatible flags --response-cache-byte-size and --cache-config both provided. Please provide "
+                "one or the other."
+            )
+        if byte_size:
+            settings = [("local", "size", str(byte_size))]
+    try:
+        return cache_options(settings, environ)
+    except InvalidArgument as error:
+        raise OptionError(error.message) from None
 
 
 def _host_policies(settings: Sequence[tuple[str, str, str]]) -> dict[str, HostPolicy]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from doorstep.config.metrics_options import unknown_families
 from doorstep.errors import Problem
 from doorstep.proto import is_repeated
 
@@ -44,8 +45,6 @@ WITHOUT_EFFECT = (
     Missing("instance_group.profile", "profiles belong to TensorRT"),
     Missing("cc_model_filenames", "default_model_filename is used on every GPU"),
     Missing("input.format", "the layout is the client's and the model's business; nothing is transposed"),
-    Missing("response_cache", "there is no response cache"),
-    Missing("model_metrics", "histograms have fixed buckets"),
 )
 
 
@@ -62,7 +61,11 @@ def unsupported(proto: Any) -> list[Problem]:
 
 def fields_without_meaning(proto: Any) -> list[str]:
     """One line for the log per field that the user set and this version does not act upon. `proto` as written."""
-    return [f"{path} has no effect: {missing.why}" for missing in WITHOUT_EFFECT for path in _set_paths(proto, missing)]
+    lines = [
+        f"{path} has no effect: {missing.why}" for missing in WITHOUT_EFFECT for path in _set_paths(proto, missing)
+    ]
+    lines += [f"model_metrics has no effect on '{family}': it has no buckets" for family in unknown_families(proto)]
+    return lines
 
 
 def _set_paths(proto: Any, missing: Missing) -> Iterator[str]:
