@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from doorstep.config.option_table import BY_NAME, OPTIONS, Status
-from doorstep.config.options import OptionError, ServerOptions, TlsFiles, parse_options, parse_serve_args
+from doorstep.config.options import EVERY_DEVICE, OptionError, ServerOptions, TlsFiles, parse_options, parse_serve_args
 from doorstep.config.usage import usage
 from doorstep.model import LoadOptions
 from doorstep.wire.http2_settings import Http2Settings
@@ -182,6 +182,11 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["--grpc-use-ssl=true"], ["--grpc-server-cert and --grpc-server-key"]),
     (["--grpc-use-ssl-mutual=true", "--grpc-server-cert=c", "--grpc-server-key=k"], ["needs --grpc-root-cert"]),
     (["--allow-http=false", "--allow-grpc=false"], ["nothing to serve"]),
+    (["--rate-limit=priority"], ["--rate-limit=priority", "one of off, execution_count"]),
+    (["--rate-limit-resource=r"], ["--rate-limit-resource option format is '<resource_name>:<count>:<device>' or '<resource_name>:<count>'. Got r"]),
+    (["--rate-limit-resource=r:1:2:3"], ["--rate-limit-resource option format is", "Got r:1:2:3"]),
+    (["--rate-limit-resource=r:many"], ["--rate-limit-resource option format is", "Got r:many"]),
+    (["--rate-limit-resource=r:-1"], ["--rate-limit-resource=r:-1", "less than nothing of 'r'"]),
 ]  # fmt: skip
 
 
@@ -193,6 +198,20 @@ def test_a_bad_option_is_named_with_what_was_expected(argv: list[str], words: li
         assert word in caught.value.message
 
 
+def test_resources_of_the_rate_limiter_are_by_device_and_the_smaller_number_counts() -> None:
+    options = parse(
+        "--rate-limit=EXECUTION_COUNT",
+        "--rate-limit-resource=R1:10",
+        "--rate-limit-resource=R1:4:0",
+        "--rate-limit-resource=R1:6",
+        "--rate-limit-resource=r1:1",
+    )
+    assert options.rate_limit == "execution_count"
+    assert options.rate_limit_resources == {EVERY_DEVICE: {"R1": 6, "r1": 1}, 0: {"R1": 4}}
+    assert parse().rate_limit == "off"
+    assert parse().rate_limit_resources == {}
+
+
 def example(name: str) -> str:
     """A value of an option that is not its default."""
     option = BY_NAME[name]
@@ -200,9 +219,15 @@ def example(name: str) -> str:
         return str(not option.default).lower()
     if isinstance(option.default, int | float):
         return str(int(option.default) + 1)
-    return {"backend-config": "a,b=c", "host-policy": "a,cpu-cores=0-1", "http-restricted-api": "health:k=v"}.get(
-        name, "x"
-    )
+    return {
+        "backend-config": "a,b=c",
+        "host-policy": "a,cpu-cores=0-1",
+        "http-restricted-api": "health:k=v",
+        "rate-limit-resource": "a:1",
+        "trace-config": "level=TIMESTAMPS",
+        "trace-level": "TENSORS",
+        "metrics-config": "summary_latencies=true",
+    }.get(name, "x")
 
 
 @pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.REFUSED])

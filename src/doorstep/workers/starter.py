@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from doorstep.backends.base import Backend, InstanceContext
-from doorstep.config.host_policy import ANYWHERE, HostPolicy
 from doorstep.errors import ConfigError, Problem
 from doorstep.services import NO_SERVICES, Services
 from doorstep.workers.base import Worker
 from doorstep.workers.host_policy import pinned
 from doorstep.workers.inline import InlineWorker
+from doorstep.workers.instances import Instance, instances_of
 from doorstep.workers.process import start_process_worker
 from doorstep.workers.sample import measure_ns, sample_bytes
 from doorstep.workers.spawn import Process
@@ -28,13 +27,11 @@ logger = logging.getLogger("doorstep.model")
 
 INLINE_NS = 200_000  # a largest batch that takes longer does not run on the event loop
 INLINE_BYTES = 8 << 20  # of a largest batch; to touch more takes longer than that
-# The policies of groups that name none (tritonserver's --host-policy).
-_POLICY_NAMES = {"KIND_CPU": "cpu", "KIND_GPU": "gpu_{}", "KIND_MODEL": "model"}
 EXECUTIONS = ("inline", "thread", "process", "auto")
 
 
 class InstanceStarter:
-    """Starts all instances of one model version."""
+    """Starts the instances of one model version: all when it is loaded, and those it lacks when their number grows."""
 
     def __init__(
         self,
@@ -55,58 +52,56 @@ class InstanceStarter:
         self._on_slow = on_slow
         self._services = services
         self._spare = spare
+        self.execution = ""  # where they run, once they do
 
-    def start(self) -> tuple[list[Worker], str]:
+    def wanted(self, groups: Sequence[Any]) -> list[Instance]:
+        """All that instance groups ask for."""
+        return instances_of(self._context, groups, self._services.host_policies)
+
+    def start(self, instances: Sequence[Instance]) -> tuple[list[Worker], str]:
         """The workers, ready, and where they run. On an error those already started are closed again. Called once."""
-        workers: list[Worker] = []
         try:
-            return workers, self._start(workers)
-        except BaseException:
-            for worker in workers:
-                worker.close()
-            raise
+            execution = self._configured()
+            inline = None
+            if execution == "auto":
+                # A host policy is for threads of the model's own; the event loop stays where it is.
+                alone = len(instances) == 1 and not instances[0].context.host_policy
+                inline = self._try_inline(instances[0].context) if alone else None
+                execution = "thread"
+            self.execution = execution if inline is None else "inline"
+            return [inline] if inline is not None else self._start_all(instances), self.execution
         finally:
             if self._spare is not None:
                 self._spare.close()
+                self._spare = None
 
-    def _start(self, workers: list[Worker]) -> str:
-        contexts = list(self._contexts())
+    def start_more(self, instances: Sequence[Instance]) -> list[Worker]:
+        """The same for instances beside those that run. What `auto` put on the event loop would be alone there."""
+        if self.execution == "inline" and self._configured() == "auto":
+            self.execution = "thread"
+        return self._start_all(instances)
+
+    def must_leave(self, worker: Worker, count: int) -> bool:
+        """Whether a worker cannot stay where it runs when there are `count`."""
+        return isinstance(worker, InlineWorker) and count > 1 and self._configured() == "auto"
+
+    def _configured(self) -> str:
         execution = self._context.config.parameters.get("execution", "") or self._backend.default_execution
         if execution not in EXECUTIONS:
             problem = Problem("parameters['execution']", f"is '{execution}'", f"use one of {', '.join(EXECUTIONS)}")
             raise ConfigError(self._context.config.name, [problem])
-        if execution == "auto":
-            # A host policy is for threads of the model's own; the event loop stays where it is.
-            alone = len(contexts) == 1 and not contexts[0].host_policy
-            inline = self._try_inline(contexts[0]) if alone else None
-            if inline is not None:
-                workers.append(inline)
-                return "inline"
-            execution = "thread"
-        for context in contexts:
-            workers.append(self._start_one(execution, context))  # noqa: PERF401 (those made must be known on error)
         return execution
 
-    def _contexts(self) -> Iterator[InstanceContext]:
-        """One for each instance, named as Triton names them: <group>_<number>."""
-        groups = self._context.config.proto.instance_group
-        threads = max(len(os.sched_getaffinity(0)) // max(sum(group.count for group in groups), 1), 1)
-        for group in groups:
-            kind = _kind_name(group)
-            for number in range(group.count):
-                device_id = group.gpus[number % len(group.gpus)] if group.gpus else 0
-                policy = self._host_policy(group.host_policy or _POLICY_NAMES[kind].format(device_id))
-                yield replace(
-                    self._context,
-                    instance_name=f"{group.name}_{number}",
-                    kind=kind,
-                    device_id=device_id,
-                    threads=min(threads, len(policy.cores)) if policy.cores else threads,
-                    host_policy=policy,
-                )
-
-    def _host_policy(self, name: str) -> HostPolicy:
-        return self._services.host_policies.get(name, ANYWHERE)
+    def _start_all(self, instances: Sequence[Instance]) -> list[Worker]:
+        workers: list[Worker] = []
+        try:
+            for instance in instances:
+                workers.append(self._start_one(self.execution, instance.context))  # noqa: PERF401 (known on error)
+        except BaseException:
+            for worker in workers:
+                worker.close()
+            raise
+        return workers
 
     def _start_one(self, execution: str, context: InstanceContext) -> Worker:
         if execution == "process":
@@ -140,8 +135,3 @@ class InstanceStarter:
         why = "zeros cannot be run through it" if took_ns is None else f"its largest batch took {took_ns // 1000} µs"
         logger.info("%s: runs in a thread: %s", context.instance_name, why)
         return None
-
-
-def _kind_name(group: Any) -> str:
-    name: str = group.Kind.Name(group.kind)
-    return "KIND_CPU" if name == "KIND_AUTO" else name
