@@ -344,7 +344,10 @@ def _tls(files: TlsFiles | None) -> TlsOptions | None:
 
 
 def _what(listener: Listener) -> str:
-    return "metrics" if listener.address.name == "metrics" else "HTTP and gRPC"
+    return _WHAT.get(listener.address.name, "HTTP and gRPC")
+
+
+_WHAT = {"metrics": "metrics", "sagemaker": "SageMaker", "vertex-ai": "Vertex AI"}
 
 
 def run(options: ServerOptions, on_ready: Callable[[App], None] | None = None) -> int:

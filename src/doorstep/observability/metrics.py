@@ -48,11 +48,13 @@ class MetricsEndpoint:
         index: Callable[[], Iterable[IndexEntry]],
         *,
         custom: CustomMetrics | None = None,
+        counter_latencies: bool = True,
         cpu: bool = True,
     ) -> None:
         """`models()`: the loaded ones; `contexts`: the listeners', a list that may still grow; `custom`: what models
         count themselves; `cpu`: `nv_cpu_*`."""
         self._custom = custom or CustomMetrics()
+        self._counter_latencies = counter_latencies
         self._models = models
         self._contexts = contexts
         self._index = index
@@ -83,6 +85,7 @@ class MetricsEndpoint:
             self._lag.seconds,
             self._cpu,
             self._custom,
+            counter_latencies=self._counter_latencies,
         )
 
 
@@ -97,7 +100,10 @@ class Snapshot:
         loop_lag_s: float,
         cpu: CpuAndMemory | None,
         custom: CustomMetrics | None = None,
+        *,
+        counter_latencies: bool = True,
     ) -> None:
+        self._counter_latencies = counter_latencies
         self.custom = custom or CustomMetrics()
         self._models = models
         self._index = index
@@ -106,7 +112,7 @@ class Snapshot:
         self._cpu = cpu
 
     def collect(self) -> Iterable[Metric]:
-        yield from model_families(self._models)
+        yield from model_families(self._models, counter_latencies=self._counter_latencies)
         yield state_family(self._index)
         for name, text, _ in LISTENER_GAUGES:
             family: Metric = GaugeMetricFamily(name, text)

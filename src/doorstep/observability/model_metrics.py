@@ -10,9 +10,17 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 
+from doorstep.config.metrics_options import FIRST_RESPONSE
 from doorstep.errors import FailureReason
+from doorstep.latencies import Latencies, Quantiles
 from doorstep.repository.base import IndexEntry, ModelState
 from doorstep.stats import BATCH_SIZE_BUCKETS, DURATION_BUCKETS_S, Histogram, ModelStatistics
 
@@ -79,6 +87,15 @@ TRITON_CACHE_COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     ("nv_cache_hit_duration_per_model", "Microseconds in cache hits", lambda m: _us(m.stats.cache_hit_ns)),
     ("nv_cache_miss_duration_per_model", "Microseconds in cache misses", lambda m: _us(m.stats.cache_miss_ns)),
 )  # fmt: skip
+TRITON_SUMMARIES: tuple[tuple[str, str, Callable[[Latencies], Quantiles]], ...] = (
+    ("nv_inference_request_summary_us", "Answered requests, end to end, in microseconds", lambda m: m.request),
+    ("nv_inference_queue_summary_us", "What answered requests waited, in microseconds", lambda m: m.queue),
+    ("nv_inference_compute_input_summary_us", "Gathering inputs, in microseconds", lambda m: m.compute_input),
+    ("nv_inference_compute_infer_summary_us", "Running the model, in microseconds", lambda m: m.compute_infer),
+    ("nv_inference_compute_output_summary_us", "Scattering outputs, in microseconds", lambda m: m.compute_output),
+    ("nv_cache_hit_summary_per_model", "Cache hits, in microseconds", lambda m: m.cache_hit),
+    ("nv_cache_miss_summary_per_model", "Cache misses, in microseconds", lambda m: m.cache_miss),
+)
 GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ("nv_inference_pending_request_count", "Requests that wait for execution", lambda m: m.queued),
     ("nv_model_load_duration_secs", "Seconds that loading the model took", lambda m: m.stats.load_seconds),
@@ -101,9 +118,11 @@ HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelStatistics], Histogram], tuple[
 STATES = (ModelState.LOADING, ModelState.READY, ModelState.UNLOADING, ModelState.UNAVAILABLE)
 
 
-def model_families(readings: Sequence[ModelReading]) -> Iterable[Metric]:
+def model_families(readings: Sequence[ModelReading], *, counter_latencies: bool = True) -> Iterable[Metric]:
     """Every family about loaded models. May run beside the event loop: statistics are read from anywhere."""
     for name, text, read in TRITON_COUNTERS:
+        if not counter_latencies and "_duration_us" in name:
+            continue
         yield _family(Metric(name, text, "unknown"), readings, read)
     failures = Metric(*TRITON_FAILURES, "unknown")
     for model in readings:
@@ -124,6 +143,30 @@ def model_families(readings: Sequence[ModelReading]) -> Iterable[Metric]:
         for model in readings:
             _add_histogram(histogram, model.labels, choose(model.stats), bounds, scale)
         yield histogram
+    yield from _detailed_families(readings)
+
+
+def _detailed_families(readings: Sequence[ModelReading]) -> Iterable[Metric]:
+    """What --metrics-config adds."""
+    detailed = [(model.labels, model.stats) for model in readings if model.stats.latencies is not None]
+    for name, text, choose in TRITON_SUMMARIES:
+        family = SummaryMetricFamily(name, text)
+        for labels, stats in detailed:
+            latencies: Latencies = stats.latencies
+            # As in Triton, a model with a cache has no summary of requests: it would mix hits and executions.
+            cached = bool(stats.cache_hit_count or stats.cache_miss_count)
+            wanted = cached if "cache" in name else not (cached and "request" in name)
+            if latencies.quantiles and wanted:
+                _add_summary(family, labels, choose(latencies), latencies.quantiles)
+        if family.samples:
+            yield family
+    histogram = HistogramMetricFamily(FIRST_RESPONSE, "Milliseconds from a request to its first response")
+    for labels, stats in detailed:
+        found = stats.latencies.first_response_ms
+        if found is not None:
+            _add_histogram(histogram, labels, found, found.bounds, 1)
+    if histogram.samples:
+        yield histogram
 
 
 def state_family(index: Iterable[IndexEntry]) -> Metric:
@@ -141,6 +184,13 @@ def _family(family: Metric, readings: Sequence[ModelReading], read: _Read) -> Me
     for model in readings:
         family.add_sample(family.name, model.labels, read(model))
     return family
+
+
+def _add_summary(family: Metric, labels: dict[str, str], found: Quantiles, quantiles: Sequence[float]) -> None:
+    for quantile, value in zip(quantiles, found.at(quantiles), strict=True):
+        family.add_sample(family.name, labels | {"quantile": repr(quantile)}, value)
+    family.add_sample(f"{family.name}_count", labels, found.count)
+    family.add_sample(f"{family.name}_sum", labels, found.total)
 
 
 def _bound_text(bound: float) -> str:

@@ -199,6 +199,8 @@ class Runner:
         number = stream.count
         stream.count += 1
         numbers = self.stats.response(number)
+        if number == 0 and self.stats.latencies is not None:
+            self.stats.latencies.first_response(now - request.received_ns)
         infer_ns = max(now - stream.last_ns, 0)
         stream.last_ns = now
         name, version = self.name, self.version
