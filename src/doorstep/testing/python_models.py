@@ -23,6 +23,7 @@ from doorstep.backends.table import find_backend
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError
 from doorstep.request import Batch, InferenceRequest, InferenceResponse
+from doorstep.services import NO_SERVICES, Services
 from doorstep.types import Array, Tensor, datatype_of
 from doorstep.workers.process import ProcessWorker, complete_config, start_process_worker
 
@@ -47,6 +48,7 @@ class PythonModel:
         folder: Path,
         source: str,
         *,
+        services: Services = NO_SERVICES,
         config: str = "",
         backend: str = "python",
         settings: Mapping[str, str] | None = None,
@@ -84,7 +86,13 @@ class PythonModel:
         self._thread.start()
         try:
             self.worker: ProcessWorker = start_process_worker(
-                context, backend, loop=self.loop, log=self._log, on_restart=self._on_restart, spare=spare
+                context,
+                backend,
+                loop=self.loop,
+                log=self._log,
+                on_restart=self._on_restart,
+                spare=spare,
+                services=services,
             )
         except BaseException:
             self._stop_loop()

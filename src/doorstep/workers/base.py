@@ -20,5 +20,8 @@ class Worker(Protocol):
 
         May call `done` before it returns (inline). One batch at a time."""
 
+    def ready(self, done: Callable[[bool], None]) -> None:
+        """Calls `done` once, maybe before it returns: whether the instance can serve now."""
+
     def close(self) -> None:
         """Lets go of the instance and all it holds. Called off the loop, after the last batch is done; may block."""

@@ -50,4 +50,4 @@ if __name__ == "__main__":
     find_doorstep(json.loads(sys.argv[1]))
     from doorstep.workers.child import main
 
-    main(*map(int, sys.argv[2:5]))
+    main(*map(int, sys.argv[2:6]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from collections import deque
@@ -36,12 +37,22 @@ class Channel:
             frames.extend(self._buffer.received(count))
         return frames.popleft()
 
+    def wait(self, seconds: float | None) -> bool:
+        """Whether `receive` would give something without waiting, after waiting at most so long for it."""
+        if self._frames or seconds is None:
+            return True
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
     def descriptor(self) -> int:
         """The next descriptor that came beside the frames."""
         return self._descriptors.popleft()
 
     def send(self, kind: Kind, meta: Any, data: bytes | bytearray = b"") -> None:
-        message = frame(kind, meta, data)
+        self.send_raw(frame(kind, meta, data))
+
+    def send_raw(self, message: bytes) -> None:
         if os.getpid() != self._pid:  # model code forked and let the copy return: only one may answer
             os._exit(0)
         with self._lock:

@@ -7,6 +7,7 @@ crash, hang or close its files, and the server restarts it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
 import fcntl
 import gc
@@ -17,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -28,16 +30,18 @@ from doorstep.backends.base import CompletionContext, InstanceContext, ModelInst
 from doorstep.backends.table import find_backend
 from doorstep.config.model import ModelConfig
 from doorstep.errors import BackendError, ConfigError, DoorstepError
-from doorstep.request import Batch, InferenceRequest, Verdict
+from doorstep.request import LATER, Batch, InferenceRequest, Verdict
 from doorstep.types import Array
 from doorstep.workers.channel import Channel
+from doorstep.workers.child_calls import ChildServer
+from doorstep.workers.child_request import SEQUENCE_END, SEQUENCE_START, WorkerRequest
+from doorstep.workers.child_side import ChildSide
 from doorstep.workers.execute import execute
 from doorstep.workers.frames import INLINE_BYTES, Kind, Layout, ProtocolError, read_tensors
+from doorstep.workers.outcome import described, error_meta, outputs_meta
 from doorstep.workers.shared_memory import Reader, Segment, Writer
 
-FLAG_BYTES = 4096  # one per request of a batch: not zero once the request is cancelled
-SEQUENCE_START = 1
-SEQUENCE_END = 2
+FLAG_BYTES = 16384  # one per request: not zero once the request is cancelled
 _OUT_OF_MEMORY_SCORE = "300"  # when memory runs out, the system ends a worker before the server
 
 
@@ -49,32 +53,15 @@ class _NoSender:
 _NO_SENDER = _NoSender()
 
 
-class WorkerRequest(InferenceRequest):
-    """A request as this process sees it; whether it is cancelled, the server says in shared memory."""
-
-    __slots__ = ("_flags", "_index")
-
-    _flags: Any
-    _index: int
-
-    @property
-    def cancelled(self) -> bool:
-        return self._index < FLAG_BYTES and self._flags[self._index] != 0
-
-    @cancelled.setter
-    def cancelled(self, value: bool) -> None:
-        """Only the server cancels."""
-
-    def over(self) -> None:
-        """The flag belongs to another request from now on."""
-        self._flags = bytes((self.cancelled,))
-        self._index = 0
-
-
 class Worker:
-    def __init__(self, channel: Channel, flags: mmap.mmap) -> None:
+    def __init__(self, channel: Channel, flags: mmap.mmap, side_channel: Channel) -> None:
         self._channel = channel
         self._flags = flags
+        self._server: ChildServer | None = None
+        self._side = ChildSide(side_channel, self._server_gone)
+        self._check = 0  # the number of the readiness check that runs, or 0
+        self._check_lock = threading.Lock()
+        self._side.handlers[Kind.IS_READY] = self._on_is_ready
         self._inputs = Reader()
         self._outputs = Writer()
         self._instance: ModelInstance | None = None
@@ -103,6 +90,10 @@ class Worker:
             else:
                 raise ProtocolError(f"a frame of kind {kind}")
 
+    def _server_gone(self) -> None:
+        if self._server is not None:
+            self._server.end()
+
     def log(self, level: str, message: str) -> None:
         self._channel.send(Kind.LOG, (level, message))
 
@@ -118,14 +109,14 @@ class Worker:
         except DoorstepError as error:
             self._channel.send(Kind.FAILED, {"code": error.code.value, "message": error.message})
         except BaseException as error:  # SystemExit too: model code said it, and it is not the last word
-            _print_traceback(error)
-            self._channel.send(Kind.FAILED, {"code": "INTERNAL", "message": _described(error)})
+            print_traceback(error)
+            self._channel.send(Kind.FAILED, {"code": "INTERNAL", "message": described(error)})
         else:
             self._channel.send(kind, {}, data)
 
     def _complete(self, meta: Mapping[str, Any], data: bytes) -> bytes:
         config = proto.ModelConfig.FromString(data)
-        find_backend(meta["backend"]).complete_config(
+        find_backend(meta["backend"], meta["backend_config"]).complete_config(
             config,
             Path(meta["model_directory"]),
             Path(meta["version_directory"]),
@@ -135,8 +126,11 @@ class Worker:
 
     def _load(self, meta: Mapping[str, Any], data: bytes) -> bytes:
         labels = {name: tuple(values) for name, values in meta["labels"].items()}
+        if meta["server"]:
+            self._server = ChildServer(self._side)
+        self._side.start()
         context = InstanceContext(
-            config=ModelConfig.from_proto(proto.ModelConfig.FromString(data), labels),
+            config=ModelConfig.from_proto(proto.ModelConfig.FromString(data), labels).for_backend(),
             version=meta["version"],
             model_directory=Path(meta["model_directory"]),
             version_directory=Path(meta["version_directory"]),
@@ -146,13 +140,14 @@ class Worker:
             threads=meta["threads"],
             backend_config=meta["backend_config"],
             log=self.log,
+            server=self._server,
         )
         _name_process(context.instance_name)
-        self._instance = find_backend(meta["backend"]).load_instance(context)
+        self._instance = find_backend(meta["backend"], meta["backend_config"]).load_instance(context)
         self._context = context
         gc.collect()
         gc.freeze()  # what is loaded stays: later collections need not look at it
-        return b""
+        return b"asks" if self._instance.may_be_unready() else b""
 
     def _unload(self) -> None:
         instance, self._instance = self._instance, None
@@ -160,13 +155,34 @@ class Worker:
             try:
                 instance.unload()
             except BaseException as error:
-                _print_traceback(error)
+                print_traceback(error)
+        self._side.flush()
         self._channel.send(Kind.GONE, {})
+
+    def _on_is_ready(self, number: Any, _: bytearray) -> None:
+        """Asks in a thread of its own: the answer may take long, and the model may be busy meanwhile."""
+        with self._check_lock:
+            running, self._check = self._check, number
+        if not running:
+            threading.Thread(target=self._say_ready, name="doorstep-is-ready", daemon=True).start()
+
+    def _say_ready(self) -> None:
+        instance = self._instance
+        why = ""
+        try:
+            ready = instance is not None and instance.is_ready() is True
+        except BaseException as error:
+            print_traceback(error)
+            ready, why = False, described(error)
+        with self._check_lock:
+            number, self._check = self._check, 0
+        with contextlib.suppress(OSError):  # the server is gone
+            self._side.send(Kind.READINESS, (number, ready, why))
 
     # Work
 
     def _execute(self, meta: Any, data: bytearray) -> None:
-        segment, released, rows, raw_requests = meta
+        segment, released, rows, number, raw_requests = meta
         if released:
             self._outputs.release(released)
         instance = self._instance
@@ -174,22 +190,26 @@ class Worker:
         assert instance is not None
         assert context is not None
         memory: Array | bytearray = data if segment < 0 else self._inputs.open(segment)
-        requests = [self._request(i, raw, memory, context) for i, raw in enumerate(raw_requests)]
+        requests = [self._request(number + i, raw, memory, context) for i, raw in enumerate(raw_requests)]
         batch = Batch(list[InferenceRequest](requests), rows)
+        batch.emit = self._side.emit
         try:
             execute(instance, batch, context.instance_name)
         except BaseException as error:  # SystemExit and the like: the model gives up this batch, not the process
-            _print_traceback(error)
-            batch.fail(BackendError(_described(error)))
+            print_traceback(error)
+            batch.fail(BackendError(described(error)))
         del memory
-        for request in requests:
-            request.inputs = {}  # so that the segment is free with the reply, unless the model keeps a view of it
+        for request, result in zip(requests, batch.results, strict=True):
+            if result is LATER:
+                self._side.left_open(request)
+            else:
+                request.inputs = {}  # so that the segment is free with the reply, unless the model keeps a view of it
+        if self._side.has_pending:
+            self._side.flush()
         self._reply(batch)
-        for request in requests:
-            request.over()
 
-    def _request(self, index: int, raw: Any, memory: Any, context: InstanceContext) -> WorkerRequest:
-        id, inputs, requested, parameters, correlation_id, flags, timeout_us, priority, rows = raw
+    def _request(self, number: int, raw: Any, memory: Any, context: InstanceContext) -> WorkerRequest:
+        id, inputs, requested, parameters, correlation_id, flags, timeout_us, priority, rows, slot = raw
         request = WorkerRequest.__new__(WorkerRequest)
         request.model_name = context.config.name
         request.model_version = context.version
@@ -209,7 +229,13 @@ class Worker:
         request.sequence_end = bool(flags & SEQUENCE_END)
         request.on_cancel = None
         request._flags = self._flags
-        request._index = index
+        request._slot = slot
+        request.number = number
+        request.ended = False
+        request.unread_bytes = 0
+        request.cancelled_by_message = False
+        if slot < 0:
+            self._side.watch(request)
         return request
 
     def _reply(self, batch: Batch) -> None:
@@ -217,29 +243,37 @@ class Worker:
         results: list[Any] = []
         for result in batch.results:
             if result is None:
-                results.append(_error(BackendError("the model gave this request neither outputs nor an error")))
+                results.append(error_meta(BackendError("the model gave this request neither outputs nor an error")))
             elif isinstance(result, DoorstepError):
-                results.append(_error(result))
+                results.append(error_meta(result))
             elif isinstance(result, Verdict):
-                results.append(_error(BackendError("several responses to one request are not sent yet")))
+                results.append(result.value)
             else:
                 try:
-                    results.append(layout.add(result))
+                    results.append(outputs_meta(result, layout))
                 except Exception as error:  # an output no array of its datatype can hold
-                    results.append(_error(BackendError(f"the outputs cannot be sent: {_described(error)}")))
+                    results.append(error_meta(BackendError(f"the outputs cannot be sent: {described(error)}")))
         segment_id = -1
         data: bytes | bytearray = b""
         if layout.size > INLINE_BYTES:
             try:
                 segment = self._output_segment(layout.size)
             except DoorstepError as error:
-                results = [_error(error) if type(r) is not dict else r for r in results]
+                results = [error_meta(error) if _has_outputs(r) else r for r in results]
             else:
                 layout.write(segment.map)
                 segment_id = segment.id
         elif layout.size:
             data = layout.joined()
         del layout, result
+        for request, outcome in zip(batch.requests, batch.results, strict=True):
+            if outcome is not LATER:
+                assert isinstance(request, WorkerRequest)
+                known = request._slot < 0 or request.unread_bytes
+                request.over()  # before the server gives its flag to another
+                request.ended = True
+                if known:
+                    self._side.forget(request)
         batch.results = []
         times = (batch.input_end_ns or batch.compute_start_ns, batch.output_start_ns or time.monotonic_ns())
         self._channel.send(Kind.RESULT, (segment_id, self._inputs.released(), times, results), data)
@@ -266,15 +300,11 @@ class Worker:
             self._outputs.add(segment)
 
 
-def _error(error: DoorstepError) -> dict[str, str]:
-    return {"code": error.code.value, "reason": error.reason.value, "message": error.message[:16384]}
+def _has_outputs(result: Any) -> bool:
+    return type(result) is list or (type(result) is dict and "outputs" in result)
 
 
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _print_traceback(error: BaseException) -> None:
+def print_traceback(error: BaseException) -> None:
     try:
         traceback.print_exception(error)
     except Exception:  # noqa: S110 (model code closed or replaced stderr: nobody is left to tell)
@@ -316,7 +346,7 @@ def _end_with_the_server(lifeline: int) -> None:
         os._exit(0)  # it ended while we started
 
 
-def main(socket_fd: int, flags_fd: int, lifeline_fd: int) -> None:
+def main(socket_fd: int, side_fd: int, flags_fd: int, lifeline_fd: int) -> None:
     _end_with_the_server(lifeline_fd)
     faulthandler.enable()  # a crash in native code leaves a stack in the log
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
@@ -325,12 +355,12 @@ def main(socket_fd: int, flags_fd: int, lifeline_fd: int) -> None:
     except OSError:
         pass
     sys.argv = [""]
-    for fd in (socket_fd, flags_fd, lifeline_fd):
+    for fd in (socket_fd, side_fd, flags_fd, lifeline_fd):
         os.set_inheritable(fd, False)
     sock = socket.socket(fileno=socket_fd)
     flags = mmap.mmap(flags_fd, FLAG_BYTES)
     os.close(flags_fd)
-    worker = Worker(Channel(sock), flags)
+    worker = Worker(Channel(sock), flags, Channel(socket.socket(fileno=side_fd)))
     logger = logging.getLogger("doorstep")
     logger.addHandler(_LogHandler(worker))
     logger.setLevel(logging.INFO)
@@ -352,4 +382,4 @@ def main(socket_fd: int, flags_fd: int, lifeline_fd: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(*map(int, sys.argv[1:5]))

@@ -25,3 +25,12 @@ def execute(instance: ModelInstance, batch: Batch, name: str) -> None:
         logger.exception("%s: the model failed on a batch of %d", name, batch.rows)
         batch.fail(BackendError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__))
     batch.compute_end_ns = time.monotonic_ns()
+
+
+def is_ready(instance: ModelInstance, name: str) -> bool:
+    """What the instance says; one that raises is not ready."""
+    try:
+        return instance.is_ready() is True
+    except Exception:
+        logger.exception("%s: is_ready failed", name)
+        return False

@@ -17,6 +17,8 @@ import orjson
 
 from doorstep.types import BYTES, DTYPES, Array, Tensor
 
+WINDOW_BYTES = 1024 * 1024  # of one request's responses that may be on their way; then whoever makes them waits
+RESPONSE_BYTES = 128  # what a response counts for beside its tensors
 INLINE_BYTES = 16 * 1024  # tensors of a batch up to this many bytes travel in the frame
 ALIGNMENT = 64
 FRAME_LIMIT = 64 * 1024 * 1024  # no frame is longer; the bulk of a batch is in shared memory
@@ -34,15 +36,31 @@ class Kind(IntEnum):
     FAILED = 6  # instead of COMPLETED or READY
     UNLOAD = 7
     GONE = 8  # unloaded; the process ends by itself
-    # Work: one batch at a time. (18 and 19 are for several responses to one request.)
+    # Work: one batch at a time.
     EXECUTE = 16
     RESULT = 17
+    # Responses one by one, on the side socket, as most of what follows.
+    EMIT = 18  # from the process: responses to requests whose result is, or will be, LATER
+    TAKEN = 19  # so much of a request's responses has gone on: the process may send more
+    CANCEL = 20  # nobody waits for this request
     # Memory: only the server makes it.
     SEGMENT = 24  # here is a segment; its descriptor comes with the frame
     NEED = 25  # from the process: a segment of so many bytes, please
     FORGET = 26  # these segments are no more
-    # Told, not asked, by the process. (33 is for metrics; 40 and up for what a model asks of the server.)
+    RELEASE = 27  # these segments can be written again
+    # Told, not asked, by the process.
     LOG = 32
+    # Whether the instance can serve: the server asks.
+    IS_READY = 36
+    READINESS = 37
+    # What a model asks of the server.
+    CALL = 40  # run this request on another model
+    RESPONSE = 41  # one of the responses to a CALL
+    READ = 42  # so much of a call's responses has been looked at: the server may send more
+    CANCEL_CALL = 43
+    ASK = 44
+    ANSWER = 45
+    TELL = 46
 
 
 class ProtocolError(Exception):
@@ -58,6 +76,11 @@ _loads = orjson.loads
 
 def frame(kind: Kind, meta: Any, data: bytes | bytearray = b"") -> bytes:
     text = _dumps(meta)
+    return b"".join((_HEAD.pack(len(text), len(data), kind), text, data))
+
+
+def raw_frame(kind: Kind, text: bytes, data: bytes) -> bytes:
+    """A frame whose JSON is there already."""
     return b"".join((_HEAD.pack(len(text), len(data), kind), text, data))
 
 
@@ -164,13 +187,16 @@ class Layout:
         return buffer
 
 
-def read_tensors(entries: Iterable[Any], memory: Any) -> list[Tensor]:
-    """The tensors at their places in `memory`: views of it, but for strings. Raises ProtocolError."""
+def read_tensors(entries: Iterable[Any], memory: Any, base: int = 0) -> list[Tensor]:
+    """The tensors at their places in `memory`, counted from `base`: views of it, but for strings.
+
+    Raises ProtocolError."""
     tensors = []
     try:
         for name, type_name, shape, at, size in entries:
             datatype = DTYPES[type_name]
             array: Array
+            at += base
             if at < 0 or size < 0 or (shape and min(shape) < 0):  # numpy does not look at the first, and reads there
                 raise ValueError(f"{shape} at {at}")
             if datatype is BYTES:

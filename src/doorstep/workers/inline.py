@@ -10,7 +10,7 @@ from time import thread_time_ns
 from doorstep.backends.base import ModelInstance
 from doorstep.request import Batch
 from doorstep.workers.base import Done
-from doorstep.workers.execute import execute
+from doorstep.workers.execute import execute, is_ready
 
 SLOW_NS = 1_000_000  # the loop's owner rule: nothing on it takes over a millisecond
 SLOW_BATCHES = 3  # in a row; one may be the machine's hiccup
@@ -42,6 +42,9 @@ class InlineWorker:
         if self._slow_count >= SLOW_BATCHES and self._on_slow is not None:
             on_slow, self._on_slow = self._on_slow, None
             on_slow(self)
+
+    def ready(self, done: Callable[[bool], None]) -> None:
+        done(is_ready(self.instance, self.name))
 
     def close(self) -> None:
         self.instance.unload()

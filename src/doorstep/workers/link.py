@@ -83,17 +83,19 @@ class Link:
 
     # Batches
 
-    def execute(self, layout: Layout, rows: int, requests: list[Any]) -> None:
-        """Sends a batch. Raises OSError or ValueError when it cannot; the process has seen nothing of it then."""
+    def execute(self, layout: Layout, rows: int, number: int, requests: list[Any]) -> None:
+        """Sends a batch; its first request is called `number`, and the others go on from there.
+
+        Raises OSError or ValueError when it cannot; the process has seen nothing of it then."""
         self.busy = True
         self._gave_outputs = False
         released = self._outputs.released()
         try:
             if layout.size <= INLINE_BYTES:
-                self._write(frame(Kind.EXECUTE, (-1, released, rows, requests), layout.joined()))
+                self._write(frame(Kind.EXECUTE, (-1, released, rows, number, requests), layout.joined()))
                 return
             segment = self._input_segment(layout.size)
-            message = frame(Kind.EXECUTE, (segment.id, released, rows, requests))
+            message = frame(Kind.EXECUTE, (segment.id, released, rows, number, requests))
             if layout.size <= COPY_BYTES:
                 layout.write(segment.map)
                 self._write(message)
@@ -110,11 +112,6 @@ class Link:
         if released:
             self._inputs.release(released)
         return data if segment < 0 else self._outputs.open(segment)
-
-    def cancel(self, index: int) -> None:
-        """Tells model code that looks: nobody waits for that request of the batch."""
-        if index < len(self.process.flags):
-            self.process.flags[index] = 1
 
     def _copied(self, message: bytes, copied: asyncio.Future[None]) -> None:
         if not self.busy or not self._attached:

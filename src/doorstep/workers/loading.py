@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,20 @@ def complete_config_in_process(
         raise
 
 
-def load_process(context: InstanceContext, backend: str, log: Log, spare: Process | None = None) -> Process:
-    """A process with the instance loaded. Raises what the backend raised, or BackendError."""
+def load_process(
+    context: InstanceContext,
+    backend: str,
+    log: Log,
+    spare: Process | None = None,
+    *,
+    begin: Callable[[Process], None] = lambda _: None,
+    has_server: bool = False,
+) -> tuple[Process, bool]:
+    """A process with the instance loaded, and whether that may say that it is not ready.
+
+    `begin` gets the process before it loads; with `has_server` the model may ask the server from then on. Raises what
+    the backend raised, or BackendError.
+    """
     settings = context.backend_config
     if spare is not None and (
         context.host_policy or spare.threads != context.threads or spare.python != context.python
@@ -120,12 +132,14 @@ def load_process(context: InstanceContext, backend: str, log: Log, spare: Proces
             "device_id": context.device_id,
             "threads": context.threads,
             "backend_config": dict(settings),
+            "server": has_server,
         }
-        _ask(process, (Kind.LOAD, Kind.READY), meta, config.proto.SerializeToString(), settings)
+        begin(process)
+        answer = _ask(process, (Kind.LOAD, Kind.READY), meta, config.proto.SerializeToString(), settings)
     except BaseException:
         process.close()
         raise
-    return process
+    return process, bool(answer)
 
 
 def seconds_from(settings: Mapping[str, str], key: str, default: float) -> float:

@@ -131,6 +131,11 @@ class Reader:
         self._views[id] = weakref.ref(array, self._closer(id))
         return array
 
+    def size(self, id: int) -> int:
+        """Of a segment; 0 if it is not there."""
+        segment = self._all.get(id)
+        return segment.size if segment is not None else 0
+
     def released(self) -> list[int]:
         """The segments released since the last call: to be told to the writer."""
         if not self._released:

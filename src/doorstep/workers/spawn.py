@@ -1,7 +1,7 @@
 """Starts a worker process, talks with it while it loads, and ends it. Blocking. Knows no event loop and no batch.
 
 The process is a fresh interpreter in a session of its own (Ctrl-C in the terminal does not reach it before the server
-has drained), inherits three descriptors and no more, and cannot outlive the server.
+has drained), inherits four descriptors and no more, and cannot outlive the server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from doorstep.workers.frames import FrameBuffer, Kind, ProtocolError, frame
 from doorstep.workers.output import LineBudget, LineReader
 from doorstep.workers.shared_memory import make_memory
 
-FLAG_BYTES = 4096  # as in child.py, which must not be imported here
+FLAG_BYTES = 16384  # as in child.py, which must not be imported here
 Log = Callable[[str, str], None]
 
 _THREAD_VARIABLES = (
@@ -61,11 +61,12 @@ class Process:
         self.frames = FrameBuffer()
         self._arrived: list[tuple[int, Any, bytearray]] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        side, side_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         lifeline_theirs, self._lifeline = os.pipe()
         out, out_theirs = os.pipe()
         err, err_theirs = os.pipe()
         flags_fd = make_memory(FLAG_BYTES, "doorstep-flags")
-        given = (theirs.fileno(), flags_fd, lifeline_theirs)
+        given = (theirs.fileno(), side_theirs.fileno(), flags_fd, lifeline_theirs)
         try:
             self.flags = mmap.mmap(flags_fd, FLAG_BYTES)
             self._popen = subprocess.Popen(  # noqa: S603
@@ -79,15 +80,19 @@ class Process:
             )
         except BaseException:
             ours.close()
+            side.close()
             for fd in (self._lifeline, out, err):
                 os.close(fd)
             raise
         finally:
             theirs.close()
+            side_theirs.close()
             for fd in (flags_fd, lifeline_theirs, out_theirs, err_theirs):
                 os.close(fd)
         self.sock = ours
         self.sock.setblocking(False)
+        side.setblocking(False)
+        self._side: socket.socket | None = side
         self.pid = self._popen.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.streams = [
@@ -97,6 +102,12 @@ class Process:
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} of {self.name}>"
+
+    def take_side(self) -> socket.socket:
+        """The side socket, for its one owner on the event loop."""
+        side, self._side = self._side, None
+        assert side is not None
+        return side
 
     def ask(self, kind: Kind, meta: Any, data: bytes = b"", *, timeout: float) -> tuple[int, Any, bytearray]:
         """Sends a frame and waits for the answer, while what the process prints is logged.
@@ -212,6 +223,8 @@ class Process:
             stream.close()
         self.budget.flush()
         self.sock.close()
+        if self._side is not None:
+            self._side.close()
         os.close(self.pidfd)
         os.close(self._lifeline)
         self.pidfd = self._lifeline = -1

@@ -14,6 +14,7 @@ from typing import Any
 from doorstep.backends.base import Backend, InstanceContext
 from doorstep.errors import ConfigError, Problem
 from doorstep.services import NO_SERVICES, Services
+from doorstep.workers.access import LoopAccess
 from doorstep.workers.base import Worker
 from doorstep.workers.host_policy import pinned
 from doorstep.workers.inline import InlineWorker
@@ -107,8 +108,14 @@ class InstanceStarter:
         if execution == "process":
             spare, self._spare = self._spare, None
             return start_process_worker(
-                context, self._backend.name, loop=self._loop, on_restart=self._on_restart, spare=spare
+                context,
+                self._backend.name,
+                loop=self._loop,
+                on_restart=self._on_restart,
+                spare=spare,
+                services=self._services,
             )
+        context = replace(context, server=self._access())
         if execution == "inline":
             if context.host_policy:
                 logger.warning("%s: its host policy has no effect: it runs on the event loop", context.instance_name)
@@ -118,6 +125,9 @@ class InstanceStarter:
             instance = self._backend.load_instance(context)
         return ThreadWorker(context.instance_name, instance, self._loop, context.host_policy)
 
+    def _access(self) -> LoopAccess:
+        return LoopAccess(self._context.config.name, self._services, self._loop)
+
     def _try_inline(self, context: InstanceContext) -> Worker | None:
         """An inline worker if the model is fast enough for the event loop, measured on zeros at its largest batch."""
         if not self._backend.may_run_inline(context):
@@ -126,7 +136,7 @@ class InstanceStarter:
         if size > INLINE_BYTES:
             logger.info("%s: runs in a thread: its largest batch has %d bytes", context.instance_name, size)
             return None
-        instance = self._backend.load_instance(replace(context, threads=1))
+        instance = self._backend.load_instance(replace(context, threads=1, server=self._access()))
         took_ns = measure_ns(instance, context.config)
         if took_ns is not None and took_ns <= INLINE_NS:
             logger.info("%s: runs inline: its largest batch took %d µs", context.instance_name, took_ns // 1000)

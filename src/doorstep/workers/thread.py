@@ -7,17 +7,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
 
 from doorstep.backends.base import ModelInstance
 from doorstep.config.host_policy import ANYWHERE, HostPolicy
 from doorstep.errors import DoorstepError
-from doorstep.request import Batch, Emit
+from doorstep.request import Batch
 from doorstep.workers.base import Done
-from doorstep.workers.execute import execute
+from doorstep.workers.emitter import Emitter
+from doorstep.workers.execute import execute, is_ready
 from doorstep.workers.host_policy import pin
+
+READY_SECONDS = 5.0  # Triton's
 
 
 class ThreadWorker:
@@ -35,18 +37,49 @@ class ThreadWorker:
         self.instance = instance
         self._loop = loop
         self._work: SimpleQueue[tuple[Batch, Done] | None] = SimpleQueue()
+        self._asked: list[Callable[[bool], None]] = []  # wait for the answer of is_ready
+        self._checking = False
+        self._overdue: asyncio.TimerHandle | None = None
         # A daemon, so that a library that never returns cannot keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"doorstep-{name}", daemon=True)
         self._thread.start()
 
     def submit(self, batch: Batch, done: Done) -> None:
-        batch.emit = on_the_loop(self._loop, batch.emit)
+        batch.emit = Emitter(self._loop, batch.emit)
         self._work.put((batch, done))
+
+    def ready(self, done: Callable[[bool], None]) -> None:
+        if not self.instance.may_be_unready():
+            done(True)
+            return
+        self._asked.append(done)
+        if len(self._asked) == 1:
+            self._overdue = self._loop.call_later(READY_SECONDS, self._said_ready, False)
+        if not self._checking:
+            self._checking = True
+            threading.Thread(target=self._check, name=f"doorstep-ready-{self.name}", daemon=True).start()
 
     def close(self) -> None:
         self._work.put(None)
         self._thread.join()
         self.instance.unload()
+
+    def _check(self) -> None:
+        """In a thread of its own: the answer may take long, and the instance's own thread may be busy."""
+        ready = is_ready(self.instance, self.name)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._checked, ready)
+
+    def _checked(self, ready: bool) -> None:
+        self._checking = False
+        self._said_ready(ready)
+
+    def _said_ready(self, ready: bool) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+        asked, self._asked = self._asked, []
+        for done in asked:
+            done(ready)
 
     def _run(self) -> None:
         if self._host_policy:
@@ -58,25 +91,3 @@ class ThreadWorker:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(done, batch)
             del item, batch, done  # a waiting thread must not keep the last batch's tensors alive
-
-
-def on_the_loop(loop: asyncio.AbstractEventLoop, emit: Emit) -> Emit:
-    """`emit` for any thread: what several responses say in one turn of the loop wakes it once."""
-    waiting: deque[Any] = deque()
-    told = False  # two threads may tell the loop at once: the second time it finds nothing
-
-    def deliver() -> None:
-        nonlocal told
-        told = False
-        while waiting:
-            emit(*waiting.popleft())
-
-    def emit_from_any_thread(*response: Any) -> None:
-        nonlocal told
-        waiting.append(response)
-        if not told:
-            told = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-                loop.call_soon_threadsafe(deliver)
-
-    return emit_from_any_thread
