@@ -46,6 +46,8 @@ def _help_lines(option: Option, width: int) -> list[str]:
         Kind.VERBOSITY: "=N",
         Kind.SETTING: "=[B,]KEY=VALUE",
         Kind.RESTRICTION: "=APIS:H=VALUE",
+        Kind.PATTERN: "=REGEX",
+        Kind.RANGE: "=FIRST-LAST",
     }.get(option.kind, "=TEXT")
     default = "" if option.default == "" or option.kind is Kind.FLAG else f" [{_shown(option.default)}]"
     left = f"  --{option.name}{value}"

@@ -94,14 +94,18 @@ class Outbox:
         stream.trailers = trailers
         self._wake(stream)
 
+    def drop(self, stream: OutStream) -> None:
+        """Forgets what is queued of the stream."""
+        stream.queue.clear()
+        self.queued -= stream.queued
+        stream.queued = 0
+
     def close(self, stream_id: int) -> None:
         """The stream is no more, sent or not."""
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
             stream.closed = True
-            stream.queue.clear()
-            self.queued -= stream.queued
-            stream.queued = 0
+            self.drop(stream)
 
     def settings(self, settings: dict[int, int]) -> None:
         """The client's SETTINGS: 4 is INITIAL_WINDOW_SIZE, 5 MAX_FRAME_SIZE."""

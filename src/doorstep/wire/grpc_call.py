@@ -32,6 +32,8 @@ log = logging.getLogger("doorstep.grpc")
 
 Metadata = Mapping[bytes, bytes]
 
+FRAMED_BYTES = 65_536  # of small messages that wait for the end of a turn of the loop
+
 
 class Truncated(ValueError):
     """The client ended its side in the middle of a message."""
@@ -278,13 +280,16 @@ class StreamCall(Call):
     Messages, and the client's end, that come before the handler has set `on_message` wait for it.
     """
 
-    __slots__ = ("_closed", "_ended", "_inflating", "_on_message", "_paused", "_reader", "_stash", "_waiting",
-                 "on_drain", "on_half_close")  # fmt: skip
+    __slots__ = ("_closed", "_ended", "_framed", "_framed_bytes", "_inflating", "_on_message", "_paused", "_reader",
+                 "_stash", "_waiting", "on_drain", "on_full", "on_half_close")  # fmt: skip
 
     def __init__(self, server: GrpcServer, exchange: Http2Exchange) -> None:
         super().__init__(server, exchange)
         self.on_half_close: Callable[[], None] | None = None  # the client will send no more messages
         self.on_drain: Callable[[], None] | None = None  # after `send` returned False: there is room again
+        self.on_full: Callable[[], None] | None = None  # what `send_framed` sent is more than the client reads
+        self._framed: list[bytes] = []  # messages that go out together, at the end of this turn of the loop
+        self._framed_bytes = 0
         self._on_message: Callable[[Buffer], None] | None = None
         self._reader = MessageReader(server.message_bytes)
         self._waiting: deque[tuple[int, Buffer]] = deque()  # messages not handed over yet
@@ -317,10 +322,9 @@ class StreamCall(Call):
         False: the client reads too slowly, or no more; wait for `on_drain`, or `on_cancel`, before more."""
         if self.finished:
             return False
-        exchange = self.exchange
-        if not exchange.started:
-            exchange.start_fields(200, self._fields())
-        exchange.on_drain = self.on_drain
+        if self._framed:
+            self._send_framed()
+        exchange = self._begun()
         size = sum(map(byte_length, buffers))
         if size > self._server.message_bytes:
             self.fail(
@@ -334,13 +338,57 @@ class StreamCall(Call):
                 return exchange.write_buffers((prefix(len(compressed), True), compressed))
         return exchange.write_buffers((prefix(size), *buffers))
 
+    @property
+    def takes_framed(self) -> bool:
+        """Whether `send_framed` may be used: nothing is compressed, nor too large for being small."""
+        return self._accepted is None and self._server.message_bytes >= FRAMED_BYTES
+
+    def send_framed(self, message: bytes) -> None:
+        """One small message, with its length in front: PREFIX, no compression. Many that are sent in one turn of the
+        loop cost little more than one; see `on_full`."""
+        framed = self._framed
+        if not framed:
+            asyncio.get_running_loop().call_soon(self._send_framed)
+        framed.append(message)
+        self._framed_bytes += len(message)
+        if self._framed_bytes > FRAMED_BYTES:
+            self._send_framed()
+
+    def _send_framed(self) -> None:
+        framed = self._framed
+        if not framed or self.finished:
+            return
+        data = b"".join(framed)
+        framed.clear()
+        self._framed_bytes = 0
+        if not self._begun().write_buffers((data,)) and self.on_full is not None:
+            self.on_full()
+
+    def _begun(self) -> Http2Exchange:
+        exchange = self.exchange
+        if not exchange.started:
+            exchange.start_fields(200, self._fields())
+        exchange.on_drain = self.on_drain
+        return exchange
+
+    def drop_unsent(self) -> None:
+        """Forgets what has been sent and not yet taken by the client. Nothing but the end may follow."""
+        self._framed.clear()
+        self.exchange.drop_unsent()
+
+    def fail(self, status: int, message: str = "") -> None:
+        if self._framed:
+            self._send_framed()
+        super().fail(status, message)
+
     def finish(self, status: int = Status.OK, message: str = "") -> None:
         """Ends the call, after what was sent."""
         self.fail(status, message)
 
     def _forget(self) -> None:
         super()._forget()
-        self._on_message = self.on_half_close = self.on_drain = None
+        self._framed.clear()
+        self._on_message = self.on_half_close = self.on_drain = self.on_full = None
 
     def receive(self, data: Buffer, last: bool) -> None:
         """Bytes of the body: the exchange's `on_body`."""

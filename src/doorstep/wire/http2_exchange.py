@@ -259,6 +259,11 @@ class Http2Exchange(Exchange):
         owner.wait_for_room(out)
         return False
 
+    def drop_unsent(self) -> None:
+        """Forgets what was written and has not left yet, because too much of it is not read."""
+        if self.out is not None:
+            self._owner.outbox.drop(self.out)
+
     def end(self, trailers: Headers = ()) -> None:
         if not self.started:
             raise RuntimeError(f"{self!r} ends before its start")

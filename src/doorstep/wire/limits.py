@@ -20,6 +20,7 @@ class WireLimits:
     write_timeout_s: float = 60.0  # longest a client may refuse to read what it asked for
     linger_timeout_s: float = 2.0  # after an early answer, how long to read on so that the client gets to see it
     connections: int = 4096  # per listener
+    stream_bytes: int = 64 * 1024 * 1024  # of responses one request may have waiting for a client that does not read
     streams: int = 1024  # concurrent HTTP/2 streams of one connection
 
     @property

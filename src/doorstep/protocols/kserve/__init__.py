@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.grpc import add_methods
 from doorstep.protocols.kserve.http import add_routes
 from doorstep.wire.limits import WireLimits
@@ -14,9 +15,17 @@ if TYPE_CHECKING:
     from doorstep.wire.grpc import GrpcServer
 
 
-def register(router: Router | None, grpc: GrpcServer | None, server: InferenceServer, limits: WireLimits) -> None:
+def register(
+    router: Router | None,
+    grpc: GrpcServer | None,
+    server: InferenceServer,
+    limits: WireLimits,
+    *,
+    http_forwarding: HeaderForwarding | None = None,
+    grpc_forwarding: HeaderForwarding | None = None,
+) -> None:
     """Adds every route and rpc of the protocol; None leaves that side out."""
     if router is not None:
-        add_routes(router, server, limits.body_bytes)
+        add_routes(router, server, limits, http_forwarding)
     if grpc is not None:
-        add_methods(grpc, server)
+        add_methods(grpc, server, limits, grpc_forwarding)

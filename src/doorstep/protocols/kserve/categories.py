@@ -1,7 +1,8 @@
 """Which of Triton's API categories each V2 route belongs to, for --http-restricted-api and --grpc-restricted-protocol.
 
 Knows route patterns and no endpoint; a test checks that every V2 route has its row. HTTP and gRPC share the table, so
-that an API closed on one is not open on the other by oversight.
+that an API closed on one is not open on the other by oversight. SageMaker's routes are HTTP's; Vertex AI's are asked
+about as the V2 route they stand for (clouds/vertex_ai.py).
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ _VERSION = "/v2/models/{name}/versions/{version}"
 _RPC = "/inference.GRPCInferenceService/"
 
 _HTTP: dict[str, tuple[str, ...]] = {
-    "health": ("/v2/health/live", "/v2/health/ready", f"{_MODEL}/ready", f"{_VERSION}/ready"),
+    "health": ("/v2/health/live", "/v2/health/ready", f"{_MODEL}/ready", f"{_VERSION}/ready", "/ping"),
     "metadata": ("/v2", "/v2/", _MODEL, _VERSION),
-    "inference": tuple(
-        f"{base}/{verb}" for base in (_MODEL, _VERSION) for verb in ("infer", "generate", "generate_stream")
+    "inference": (
+        *(f"{base}/{verb}" for base in (_MODEL, _VERSION) for verb in ("infer", "generate", "generate_stream")),
+        "/invocations",
+        "/models/{name}/invoke",
     ),
+    "model-repository": ("/models", "/models/", "/models/{name}", "/models/{name}/"),
     "model-config": (f"{_MODEL}/config", f"{_VERSION}/config"),
     "statistics": ("/v2/models/stats", f"{_MODEL}/stats", f"{_VERSION}/stats"),
     "trace": ("/v2/trace/setting", f"{_MODEL}/trace/setting"),

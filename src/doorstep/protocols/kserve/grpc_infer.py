@@ -18,6 +18,7 @@ from doorstep.protocols.kserve.grpc_templates import GrpcTemplates, MessageTempl
 from doorstep.protocols.kserve.single import Early, gather
 from doorstep.protocols.kserve.wanted import ALL_BINARY, Wanted
 from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.trace import GRPC
 from doorstep.wire.request_id import HEADER as REQUEST_ID
 from doorstep.wire.request_id import request_id
 
@@ -140,6 +141,8 @@ class ModelInfer:
         call.exchange.state = request  # for the access log
         request.deadline_ns = call.deadline_ns
         call.on_cancel = request.cancel
+        if self._server.tracer is not None:
+            self._server.tracer.begin(request, GRPC, call.metadata)
         loan = sender.loan = self._regions.loan() if self._regions.allowed else None
         long = is_long_request(0, len(body), config)
         try:
@@ -153,7 +156,7 @@ class ModelInfer:
             request.inputs.clear()
         except DoorstepError:
             call.on_cancel = None
-            sender.refuse()
+            call.exchange.state.sender.refuse()
             raise
         if long:
             if loan is not None:
@@ -170,14 +173,14 @@ class ModelInfer:
         try:
             sender.wanted, _ = done.result()
             if request.cancelled:
-                sender.refuse()
+                call.exchange.state.sender.refuse()
             else:
                 if self._forwarding is not None:
                     self._forwarding.apply(request, call.metadata, grpc=True)
                 self._server.infer(request)
         except Exception as error:
             call.on_cancel = None
-            sender.refuse()
+            call.exchange.state.sender.refuse()
             call.fail_with(error)
 
     def _infer_again(self, call: UnaryCall, body: bytes, template: MessageTemplate) -> None:
@@ -201,11 +204,13 @@ class ModelInfer:
         call.exchange.state = request  # for the access log
         request.deadline_ns = call.deadline_ns
         call.on_cancel = request.cancel
+        if self._server.tracer is not None:
+            self._server.tracer.begin(request, GRPC, call.metadata)
         try:
             if self._forwarding is not None:
                 self._forwarding.apply(request, call.metadata, grpc=True)
             server.infer(request, model)
         except DoorstepError:
             call.on_cancel = None
-            sender.release()
+            call.exchange.state.sender.release()
             raise

@@ -19,6 +19,7 @@ from doorstep.protocols.kserve.grpc_encode import Buffers
 from doorstep.protocols.kserve.grpc_infer import echo_request_id
 from doorstep.protocols.kserve.grpc_stream_sender import StreamSender
 from doorstep.request import InferenceRequest
+from doorstep.trace import GRPC
 from doorstep.wire.exchange import Buffer
 from doorstep.wire.grpc_status import Status
 from doorstep.wire.limits import WireLimits
@@ -84,6 +85,8 @@ class InferStream:
         try:
             config = self._server.model(message.model_name, request.model_version).config
             sender.config = config
+            if self._server.tracer is not None:
+                self._server.tracer.begin(request, GRPC, self._call.metadata)
             sender.decoupled = config.decoupled
             if not config.decoupled:
                 self._waiting.append(sender)
@@ -97,17 +100,23 @@ class InferStream:
             if sender.config is None:
                 self._waiting.append(sender)
             sender.refuse(error)
+            if request.trace is not None:
+                request.trace.refused(request)
 
     def drained(self) -> None:
         """The client reads again."""
         self._full = False
         self._behind = 0
+        for request in list(self._open.values()):
+            request.room()
         self._resume()
 
     def filled(self) -> None:
         """The client reads too slowly, or no more."""
         self._full = True
         self._call.pause()
+        for request in self._open.values():
+            request.stalled = True
 
     def _resume(self) -> None:
         if not self._full and len(self._open) < MOST_OPEN and not self._call.finished:

@@ -19,6 +19,7 @@ from doorstep.protocols.kserve.http_templates import HttpTemplates
 from doorstep.protocols.kserve.single import Early, gather
 from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON, Wanted
 from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.trace import HTTP
 from doorstep.wire.answers import JSON, fail
 from doorstep.wire.compression import choose_coding, compress
 from doorstep.wire.exchange import Buffer, Exchange, Headers
@@ -38,6 +39,8 @@ class HttpSender:
     """Answers one exchange with one response. Touched only from the event loop."""
 
     __slots__ = ("_early", "_exchange", "config", "loan", "wanted")
+
+    say = staticmethod(respond_error)  # how an error is answered
 
     def __init__(self, exchange: Exchange, config: ModelConfig) -> None:
         self._exchange: Exchange | None = exchange
@@ -61,7 +64,7 @@ class HttpSender:
         if response.error is not None:
             if self.loan is not None:
                 self.loan.end()
-            respond_error(exchange, response.error)
+            self.say(exchange, response.error)
             return
         if is_long_response(response.outputs, binary=self.wanted is ALL_BINARY):
             aside(partial(self._encoded, exchange, response), encode_infer, response, self.wanted, self.config)
@@ -69,7 +72,7 @@ class HttpSender:
         try:
             text, buffers = encode_infer(response, self.wanted, self.config)
         except Exception as error:
-            _cannot_encode(exchange, response, error)
+            self._cannot_encode(exchange, response, error)
             return
         finally:
             if self.loan is not None:
@@ -83,13 +86,19 @@ class HttpSender:
         try:
             text, buffers = done.result()
         except Exception as error:
-            _cannot_encode(exchange, response, error)
+            self._cannot_encode(exchange, response, error)
         else:
             self.respond(exchange, text, buffers)
 
     def respond(self, exchange: Exchange, text: bytes, buffers: tuple[Buffer, ...]) -> None:
         """Sends the JSON and the binary tensors after it."""
         _respond(exchange, _binary_headers(len(text)) if buffers else JSON, text, buffers)
+
+    def _cannot_encode(self, exchange: Exchange, response: InferenceResponse, error: Exception) -> None:
+        if not isinstance(error, DoorstepError):
+            logger.error("%r cannot be encoded", response, exc_info=error)
+            error = Internal(f"the response cannot be encoded: {error}")
+        self.say(exchange, error)
 
     def refuse(self) -> None:
         """Nothing will be sent: the request was not taken."""
@@ -100,13 +109,6 @@ class HttpSender:
     def release(self) -> None:
         """Lets go of the exchange, which holds the request that holds this: a ring would keep tensors for long."""
         self._exchange = None
-
-
-def _cannot_encode(exchange: Exchange, response: InferenceResponse, error: Exception) -> None:
-    if not isinstance(error, DoorstepError):
-        logger.error("%r cannot be encoded", response, exc_info=error)
-        error = Internal(f"the response cannot be encoded: {error}")
-    respond_error(exchange, error)
 
 
 @lru_cache(maxsize=1024)
@@ -138,14 +140,13 @@ def _respond_coded(exchange: Exchange, coding: bytes, headers: Headers, body: tu
 
 
 class InferEndpoint:
-    __slots__ = ("_forwarding", "_max_input_size", "_regions", "_server", "_templates")
-
-    sender = HttpSender
+    __slots__ = ("_forwarding", "_max_input_size", "_regions", "_server", "_templates", "sender")
 
     def __init__(
         self, server: InferenceServer, max_input_size: int, forwarding: HeaderForwarding | None = None
     ) -> None:
         self._server = server
+        self.sender = HttpSender  # what answers; another front has another
         self._forwarding = forwarding
         self._regions = server.regions
         self._templates = HttpTemplates()
@@ -170,6 +171,8 @@ class InferEndpoint:
             request = InferenceRequest(config.name, {}, sender, model_version=version, received_ns=exchange.received_ns)
             exchange.state = request  # for the access log
             exchange.on_disconnect = request.cancel
+            if self._server.tracer is not None:
+                self._server.tracer.begin(request, HTTP, exchange.headers)
             if template is not None:
                 request.inputs[template.input_name] = template.tensor(body, size)
                 request.requested_outputs = template.requested_outputs
@@ -198,7 +201,7 @@ class InferEndpoint:
             if declared is not None and (loan is None or not loan.used):
                 self._templates.learn(body, size, request, sender.wanted)
         except DoorstepError as error:
-            _refuse(exchange, error)
+            self._refuse(exchange, error)
 
     def _decoded(
         self, exchange: Exchange, request: InferenceRequest, sender: HttpSender, done: asyncio.Future[Wanted]
@@ -207,19 +210,18 @@ class InferEndpoint:
         try:
             sender.wanted = done.result()
             if request.cancelled:
-                sender.refuse()
+                exchange.state.sender.refuse()
             else:
                 if self._forwarding is not None:
                     self._forwarding.apply(request, exchange.headers)
                 self._server.infer(request)
         except DoorstepError as error:
-            _refuse(exchange, error)
+            self._refuse(exchange, error)
         except Exception as error:
             fail(exchange, error)
 
-
-def _refuse(exchange: Exchange, error: DoorstepError) -> None:
-    exchange.on_disconnect = None
-    if exchange.state is not None:
-        exchange.state.sender.refuse()
-    respond_error(exchange, error)
+    def _refuse(self, exchange: Exchange, error: DoorstepError) -> None:
+        exchange.on_disconnect = None
+        if exchange.state is not None:
+            exchange.state.sender.refuse()
+        self.sender.say(exchange, error)

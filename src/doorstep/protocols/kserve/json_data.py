@@ -72,7 +72,7 @@ def json_tensor(name: str, datatype: DataType, shape: list[int], data: Any) -> T
     if type(data) is not list:
         raise Internal("Unable to parse 'data': attempt to access JSON non-array as array")
     if datatype is BYTES:
-        elements = _flatten(data, "")
+        elements = flatten(data, "")
         if not all(type(e) is str for e in elements):
             raise Internal("Unable to parse JSON bytes array: attempt to access JSON non-string as string")
         return tensor_of_elements(name, shape, [e.encode() for e in elements])
@@ -83,7 +83,7 @@ def json_tensor(name: str, datatype: DataType, shape: list[int], data: Any) -> T
     typecode = _TYPECODES.get(datatype)
     if typecode is None and datatype is not BOOL:
         raise InvalidArgument(f"invalid datatype for input {name}")
-    elements = _flatten(data, "Unable to parse 'data': ")
+    elements = flatten(data, "Unable to parse 'data': ")
     types = set(map(type, elements))
     count = prod(shape)
     if len(elements) != count or not types <= _RIGHT_TYPES[datatype]:
@@ -103,7 +103,7 @@ _RIGHT_TYPES: dict[DataType, frozenset[type]] = dict.fromkeys(_TYPECODES, _INT)
 _RIGHT_TYPES |= {BOOL: frozenset({bool}), FP32: _NUMBER, FP64: _NUMBER}
 
 
-def _flatten(data: list[Any], prefix: str) -> list[Any]:
+def flatten(data: list[Any], prefix: str) -> list[Any]:
     """The scalars of nested lists in order; levels of lists only, as real clients send them, go by in C."""
     elements = data
     for level in range(MAX_DEPTH - 1):  # the outermost list is a level as well

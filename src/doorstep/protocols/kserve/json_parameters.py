@@ -34,13 +34,13 @@ def apply_parameters(request: InferenceRequest, parameters: Any) -> bool:
         elif key.startswith("triton_"):
             raise InvalidArgument(RESERVED)
         else:
-            custom[key] = _custom(key, value)
+            custom[key] = custom_parameter(key, value)
     if custom:
         request.parameters = custom
     return binary
 
 
-def _custom(key: str, value: Any) -> Parameter:
+def custom_parameter(key: str, value: Any) -> Parameter:
     kind = type(value)
     if kind is str or kind is bool or kind is float:
         return value  # type: ignore[no-any-return]

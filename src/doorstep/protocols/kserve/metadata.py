@@ -16,7 +16,7 @@ from doorstep.repository.base import IndexEntry
 if TYPE_CHECKING:
     from doorstep.model import Model
     from doorstep.server import InferenceServer
-    from doorstep.stats import ModelStatistics
+    from doorstep.stats import ModelStatistics, ResponseStatistics
 
 Json = dict[str, Any]
 
@@ -90,7 +90,7 @@ def _of_model(model: Model) -> Json:
             "cache_hit": _duration(s.cache_hit_count, s.cache_hit_ns),
             "cache_miss": _duration(s.cache_miss_count, s.cache_miss_ns),
         },
-        "response_stats": {},
+        "response_stats": {str(number): _responses(r) for number, r in sorted(s.responses.items())},
         "batch_stats": [
             {
                 "batch_size": rows,
@@ -101,6 +101,17 @@ def _of_model(model: Model) -> Json:
             for rows, batch in sorted(s.batches.items())
         ],
         "memory_usage": [],
+    }
+
+
+def _responses(r: ResponseStatistics) -> Json:
+    return {
+        "compute_infer": _duration(r.compute_infer_count, r.compute_infer_ns),
+        "compute_output": _duration(r.compute_output_count, r.compute_output_ns),
+        "success": _duration(r.success_count, r.success_ns),
+        "fail": _duration(r.fail_count, r.fail_ns),
+        "empty_response": _duration(r.empty_count, r.empty_ns),
+        "cancel": _duration(r.cancel_count, r.cancel_ns),
     }
 
 
