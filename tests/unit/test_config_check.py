@@ -92,6 +92,19 @@ WRONG = [
     ("sequence_batching { control_input { name: 's' control { kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ] fp32_false_true: [ 0, 1 ] } } }", "sequence_batching.control_input[0].control[0]", "sequence batching specifies more than one from 'int32_false_true', 'fp32_false_true' and 'bool_false_true' for CONTROL_SEQUENCE_END for m"),
     ("sequence_batching { control_input { name: 's' control { kind: CONTROL_SEQUENCE_READY int32_false_true: 0 } } }", "sequence_batching.control_input[0].control[0].int32_false_true", "sequence batching control 'int32_false_true' must have exactly 2 entries for CONTROL_SEQUENCE_READY for m"),
     ("sequence_batching { control_input { name: 's' control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_FP32 } } }", "sequence_batching.control_input[0].control[0].data_type", "unexpected data type for control CONTROL_SEQUENCE_CORRID for m. Allowed data types are TYPE_UINT64, TYPE_INT64, TYPE_UINT32, TYPE_INT32 and TYPE_STRING"),
+    ("sequence_batching { control_input [ { name: 's' control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }, { name: 's' control { kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ] } } ] }", "sequence_batching.control_input[1]", "sequence batching control tensor 's' is specified for multiple control kinds for m"),
+    ("sequence_batching { control_input [ { name: 's' control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }, { name: 't' control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } } ] }", "sequence_batching.control_input[1].control[0]", "sequence batching specifies multiple CONTROL_SEQUENCE_START tensors for m"),
+    ("sequence_batching { control_input { name: 's' control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 bool_false_true: [ false, true ] } } }", "sequence_batching.control_input[0].control[0]", "sequence batching must not specify either 'int32_false_true', 'fp32_false_true' or 'bool_false_true' for CONTROL_SEQUENCE_CORRID for m"),
+    ("sequence_batching { state { output_name: 'o' data_type: TYPE_FP32 dims: 1 } }", "sequence_batching.state[0].input_name", "sequence batching state must specify 'input_name' for m"),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' dims: 1 } }", "sequence_batching.state[0].data_type", "sequence batching state 'i' must specify 'data_type'"),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' data_type: TYPE_FP32 dims: 0 } }", "sequence_batching.state[0].dims[0]", "sequence batching state 'i' dimension must be integer >= 1, or -1"),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' data_type: TYPE_FP32 dims: 1 initial_state { name: 'a' data_type: TYPE_FP32 dims: 1 zero_data: true } initial_state { name: 'b' data_type: TYPE_FP32 dims: 1 zero_data: true } } }", "sequence_batching.state[0].initial_state", "initial_state field for state input 'i' must contain exactly one or zero element. Found '2' elements."),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' data_type: TYPE_FP32 dims: 1 initial_state { name: 'a' data_type: TYPE_INT32 dims: 1 zero_data: true } } }", "sequence_batching.state[0].initial_state[0].data_type", "The data type used for 'initial_state' field of state 'i' does not match the state data type."),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' data_type: TYPE_FP32 dims: 1 initial_state { data_type: TYPE_FP32 dims: 1 zero_data: true } } }", "sequence_batching.state[0].initial_state[0].name", "Field 'name' must be set when using initial_state for state input 'i'."),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' data_type: TYPE_FP32 dims: 1 initial_state { name: 'a' data_type: TYPE_FP32 dims: [ 1, 2 ] zero_data: true } } }", "sequence_batching.state[0].initial_state[0].dims", "Number of dimensions in 'initial_state' doesn't match the size of 'state' dimensions for state input 'i'. 2 != 1"),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' data_type: TYPE_FP32 dims: -1 initial_state { name: 'a' data_type: TYPE_FP32 dims: -1 zero_data: true } } }", "sequence_batching.state[0].initial_state[0].dims[0]", "'initial_state' field for state input name 'i' contains variable dimensions."),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' data_type: TYPE_FP32 dims: 2 initial_state { name: 'a' data_type: TYPE_FP32 dims: 3 zero_data: true } } }", "sequence_batching.state[0].initial_state[0].dims[0]", "'initial_state' dim for input name 'i' doesn't match 'state' dim description. 3 != 2"),
+    ("sequence_batching { state { input_name: 'i' output_name: 'o' data_type: TYPE_FP32 dims: 1 initial_state { name: 'a' data_type: TYPE_FP32 dims: 1 } } }", "sequence_batching.state[0].initial_state[0]", "initial_state setting expects state'i' to have state_data set"),
     ("sequence_batching { oldest { preferred_batch_size: 9 } }", "sequence_batching.oldest.preferred_batch_size[0]", "sequence batching preferred batch size must be <= max batch size for m"),
     ("sequence_batching { direct { minimum_slot_utilization: 1.5 } }", "sequence_batching.direct.minimum_slot_utilization", "sequence batching minimum slot utilization must be in range (0.0, 1.0] for m"),
     ("ensemble_scheduling { }", "ensemble_scheduling", "must specify 'step' for ensemble 'm'"),
@@ -255,12 +268,6 @@ def test_the_execution_values_are_the_backends() -> None:
 
 
 REFUSALS = [
-    ("sequence_batching { }", "sequence_batching"),
-    ("ensemble_scheduling { }", "ensemble_scheduling"),
-    ("dynamic_batching { priority_levels: 2 }", "dynamic_batching.priority_levels"),
-    ("dynamic_batching { priority_queue_policy { key: 1 value { } } }", "dynamic_batching.priority_queue_policy"),
-    ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "dynamic_batching.default_queue_policy.timeout_action"),
-    ("model_repository_agents { agents { name: 'checksum' } }", "model_repository_agents"),
 ]  # fmt: skip
 
 
@@ -290,20 +297,16 @@ def test_a_field_that_asks_for_nothing_is_neither_refused_nor_noted(text: str) -
 def test_fields_without_effect_are_said_once_each() -> None:
     message = parse_text_config(
         "optimization { cuda { graphs: true } priority: PRIORITY_MAX }"
-        " instance_group [ { }, { rate_limiter { priority: 1 } passive: true } ]"
-        " response_cache { enable: true } input { format: FORMAT_NHWC }"
-        " dynamic_batching { }",
+        " instance_group [ { }, { passive: true } ]"
+        " input { format: FORMAT_NHWC }",
         name="m",
     )
     lines = fields_without_meaning(message)
     assert [line.split(" has no effect: ")[0] for line in lines] == [
         "optimization.priority",
         "optimization.cuda",
-        "instance_group[1].rate_limiter",
         "instance_group[1].passive",
         "input[0].format",
-        "response_cache",
-        "dynamic_batching",
     ]
 
 

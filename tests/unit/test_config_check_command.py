@@ -126,14 +126,14 @@ def test_a_folder_that_holds_no_models_says_what_it_is(
         assert word in out
 
 
-def test_a_refused_feature_is_a_problem_at_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_faulty_field_is_a_problem_at_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "m" / "1" / "model.py")
-    write(tmp_path / "m" / "config.pbtxt", "max_batch_size: 2\nsequence_batching { }\n")
+    write(tmp_path / "m" / "config.pbtxt", "max_batch_size: 2\nsequence_batching { control_input { } }\n")
     assert run([str(tmp_path), "--json"]) == 1
     [model] = orjson.loads(capsys.readouterr().out)["models"]
     [problem] = model["problems"]
-    assert problem["where"] == "m/config.pbtxt:2:1 sequence_batching"
-    assert problem["what"] == "model 'm' cannot be loaded: sequence batching is not supported yet"
+    assert problem["where"] == "m/config.pbtxt:2:21 sequence_batching.control_input[0]"
+    assert problem["what"] == "sequence batching control tensor must have a name for m"
 
 
 def test_the_command_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:

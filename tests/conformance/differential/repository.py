@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import dedent
 
+from .ensemble_cases import MODELS as ENSEMBLE_MODELS
+from .sequence_cases import MODELS as SEQUENCE_MODELS
+
 # Loaded at the start of the explicit-mode run; the rest of MODELS is there to be loaded, or to fail, by request.
 LOADED = (
     "add_sub",
@@ -302,7 +305,7 @@ MODELS: dict[str, tuple[str, str, tuple[str, ...], dict[str, str]]] = {
 def write_repository(folder: Path, names: tuple[str, ...] | None = None) -> Path:
     """Writes the models called `names` (all of them where None) under `folder`, and returns it."""
     for name in names or tuple(MODELS):
-        config, code, versions, files = MODELS[name]
+        config, code, versions, files = MODELS.get(name) or SEQUENCE_MODELS.get(name) or ENSEMBLE_MODELS[name]
         model = folder / name
         model.mkdir(parents=True)
         (model / "config.pbtxt").write_text(config)
@@ -310,5 +313,6 @@ def write_repository(folder: Path, names: tuple[str, ...] | None = None) -> Path
             (model / filename).write_text(text)
         for version in versions:
             (model / version).mkdir()
-            (model / version / "model.py").write_text(dedent(code).lstrip("\n"))
+            if code is not None:
+                (model / version / "model.py").write_text(dedent(code).lstrip("\n"))
     return folder
