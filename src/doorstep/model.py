@@ -136,6 +136,15 @@ class Model:
             return busy
         return (busy + min(scheduler.queued_count / scheduler.queue_limit, 1.0)) / 2
 
+    async def check_ready(self) -> bool:
+        """Whether every instance says that it can serve. Only models that have something to say are asked."""
+        answers: list[asyncio.Future[bool]] = []
+        for worker in self.workers:
+            answer: asyncio.Future[bool] = self._loop.create_future()
+            answers.append(answer)
+            worker.ready(partial(_settle, answer))
+        return all([await answer for answer in answers])
+
     def hold(self) -> None:
         """An ensemble is under way that may come back: until `release`, requests are taken even after `stop`."""
         self._holds += 1
@@ -342,6 +351,11 @@ def _but_for_instances(config: Any) -> bytes:
     rest.ClearField("instance_group")
     rest.ClearField("version_policy")
     return bytes(rest.SerializeToString(deterministic=True))
+
+
+def _settle(answer: asyncio.Future[bool], ready: bool) -> None:
+    if not answer.done():  # nobody waits any more
+        answer.set_result(ready)
 
 
 def _count_restart(stats: ModelStatistics) -> None:

@@ -82,6 +82,12 @@ class InferenceServer:
             raise
         return not self._stopping
 
+    async def check_ready(self, name: str, version: str = "") -> bool:
+        """`model_ready`, and then what the model's instances say, which may take seconds. Raises NotFound."""
+        if not self.model_ready(name, version):
+            return False
+        return await self._find(name, version).check_ready()
+
     # Inference
 
     def infer(self, request: InferenceRequest, model: Model | None = None) -> None:
