@@ -258,14 +258,6 @@ def test_what_cannot_be_is_answered_in_tritons_words(stub: Any, rpc: str, messag
     assert (raised.value.code().name, raised.value.details()) == (status, text)
 
 
-@pytest.mark.parametrize("rpc", ["TraceSetting", "LogSettings"])
-def test_what_is_not_built_yet_says_so(stub: Any, rpc: str) -> None:
-    with pytest.raises(grpc.RpcError) as raised:
-        getattr(stub, rpc)(getattr(service_pb2, f"{rpc}Request")(), timeout=TIMEOUT_S)
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "is not supported by this version of Doorstep" in raised.value.details()
-
-
 def test_regions_of_shared_memory_are_none(stub: Any) -> None:
     assert not stub.SystemSharedMemoryStatus(service_pb2.SystemSharedMemoryStatusRequest()).regions
     assert not stub.CudaSharedMemoryStatus(service_pb2.CudaSharedMemoryStatusRequest()).regions

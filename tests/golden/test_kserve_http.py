@@ -318,9 +318,6 @@ def test_what_cannot_be_is_answered_in_tritons_words(
     [
         ("POST", "/v2/models/mlp/generate"),
         ("POST", "/v2/models/mlp/versions/1/generate_stream"),
-        ("GET", "/v2/trace/setting"),
-        ("POST", "/v2/models/mlp/trace/setting"),
-        ("GET", "/v2/logging"),
     ],
 )
 def test_what_is_not_built_yet_says_so(served: Served, method: str, path: str) -> None:

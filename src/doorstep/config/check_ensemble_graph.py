@@ -139,7 +139,8 @@ def _check_decoupled(proto: Any, shown: str, nodes: dict[str, _Node]) -> Iterato
                 continue
             if len(sources) > 1 and node.step not in told:
                 told.add(node.step)
-                yield _mixed(shown, identifier(steps[node.step]), f"ensemble_scheduling.step[{node.step}]")
+                step = f" (step {node.step}, model '{identifier(steps[node.step])}')"
+                yield _mixed(shown, node.model, f"ensemble_scheduling.step[{node.step}]", step)
             node.label = labels.setdefault(node.step, len(labels) + 1) if node.decoupled else max(sources)
             left.discard(name)
             grown = True
@@ -149,9 +150,9 @@ def _check_decoupled(proto: Any, shown: str, nodes: dict[str, _Node]) -> Iterato
     proto.model_transaction_policy.decoupled = bool(labels)
 
 
-def _mixed(shown: str, model: str, where: str) -> Problem:
+def _mixed(shown: str, model: str, where: str, step: str = "") -> Problem:
     what = f"in ensemble {shown}, step of model '{model}' receives inputs originated from different decoupled models"
-    return Problem(where, what)
+    return Problem(where, what + step)
 
 
 def _fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

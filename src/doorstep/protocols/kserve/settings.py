@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from doorstep.errors import Internal, InvalidArgument, Unavailable, Unsupported
+from doorstep.errors import DoorstepError, Internal, InvalidArgument, Unavailable, Unsupported
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
@@ -42,8 +42,12 @@ class LogControl(Protocol):
 
 
 def check_model(server: InferenceServer, name: str) -> None:
-    """Settings are those of a model that can be served. Raises NotFound or InvalidArgument."""
-    if not server.model_ready(name):
+    """Settings are those of a model that can be served. Raises InvalidArgument."""
+    try:
+        ready = server.model_ready(name)
+    except DoorstepError:
+        ready = False
+    if not ready:
         raise InvalidArgument(f"Request for unknown model : {name}")
 
 
