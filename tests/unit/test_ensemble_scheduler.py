@@ -359,6 +359,15 @@ def test_an_output_that_never_comes_is_an_error(loop: Any) -> None:
     assert world.at_rest()
 
 
+def test_an_input_that_must_not_be_left_out_leaves_the_steps_waiting(loop: Any) -> None:
+    both = ensemble("IN MORE?", "OUT", step("two", {"x1": "IN", "x2": "MORE"}, {"y": "OUT"}))
+    world = World(both, TWO, loop=loop)
+    _, client = world.infer(MORE=1)
+    assert "unexpected deadlock" in client.error.message
+    assert world["two"].requests == []
+    assert world.at_rest()
+
+
 def test_hundreds_of_steps_that_answer_at_once_are_no_recursion(loop: Any) -> None:
     count = 2000
     steps = [step("a", {"x": "IN" if i == 0 else f"t{i}"}, {"y": f"t{i + 1}" if i < count - 1 else "OUT"})
@@ -461,3 +470,32 @@ def test_shapes_change_between_models_that_batch_and_others(
     convert = crossing(from_batching, to_batching, dims)
     array: Array = np.zeros(shape, np.float32)
     assert (array if convert is None else convert(array)).shape == expected
+
+
+def test_a_stream_pauses_while_what_follows_is_at_its_limit_or_the_client_is_slow(loop: Any) -> None:
+    text = (
+        f'platform: "ensemble" {DECOUPLED} ensemble_scheduling {{ max_inflight_requests: 1 '
+        f"{step('s', {'x': 'IN'}, {'y': 't'})} {step('a', {'x': 't'}, {'y': 'OUT'})} }}"
+    )
+    world = World(config_of("e", "IN", "OUT", text), STREAM, A, loop=loop)
+    request, client = world.infer(IN=1)
+    (stream,) = world["s"].requests
+    went_on: list[InferenceRequest] = []
+    stream.on_room = went_on.append
+    world["s"].answer(y=1, final=False)
+    assert not stream.stalled
+    world["s"].answer(y=2, final=False)
+    assert stream.stalled
+    world["a"].answer(0, y=1)
+    assert not stream.stalled
+    assert went_on == [stream]
+
+    request.stalled = True  # as a sender does whose client does not read
+    world["a"].answer(1, y=2)
+    assert stream.stalled
+    request.room()
+    assert not stream.stalled
+    assert went_on == [stream, stream]
+    world["s"].end()
+    assert client.values == [{"OUT": 1}, {"OUT": 2}, {}]
+    assert world.at_rest()

@@ -46,6 +46,7 @@ class EnsembleScheduler:
         self.clock = clock
         self.decoupled = config.decoupled
         self.batches = config.max_batch_size > 0
+        self.required = config.required_inputs
         self.graph = Graph(config)
         self._find = services.model
         self._loop = loop

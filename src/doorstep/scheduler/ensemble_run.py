@@ -104,6 +104,8 @@ class EnsembleRun:
         complete = False
         for name, tensor, reshape in self._owner.graph.inputs:
             given = inputs.get(name)
+            if given is None and name in self._owner.required:
+                continue  # whoever waits for it waits in vain, and the request fails
             if given is not None and reshape is not None:
                 given = Tensor(name, given.datatype, reshape(given.array))
             complete |= self._put(first, tensor, given)
@@ -195,6 +197,7 @@ class EnsembleRun:
                 self._begin(step, round_)
             else:
                 self._waiting += 1
+                self._stall()
         self._advancing = False
         if not self._calls and not self._waiting:
             self._finish()
@@ -202,6 +205,8 @@ class EnsembleRun:
     def admitted(self, step: int, round_: Round) -> None:
         """It is the turn of a step that waited."""
         self._waiting -= 1
+        if not self._waiting and not self._request.stalled:
+            self._resume(self._request)
         self._begin(step, round_)
         if not self._advancing and not self._calls:
             self._advance()
@@ -285,6 +290,23 @@ class EnsembleRun:
         owner = self._owner
         self._sent = True
         self._send(InferenceResponse(owner.name, owner.version, request.id, outputs, parameters=parameters), final)
+        if request.stalled and not final:
+            request.on_room = self._resume
+            self._stall()
+
+    # Back-pressure: a step that streams pauses while the client, or a step that is at its limit, cannot keep up
+
+    def _stall(self) -> None:
+        binding = self._binding
+        if binding is not None:
+            for call in self._calls:
+                if binding.streams[call.step.index]:
+                    call.request.stalled = True
+
+    def _resume(self, request: InferenceRequest) -> None:
+        if not self._waiting:
+            for call in tuple(self._calls):
+                call.request.room()
 
     # Ends
 
