@@ -216,6 +216,7 @@ class App:
             contexts,
             self.repository.index,
             custom=self.custom_metrics,
+            cache=lambda: self.services.cache,
             counter_latencies=o.metrics.counter_latencies,
             cpu=o.allow_cpu_metrics,
         )
@@ -325,12 +326,11 @@ class App:
         # Answers are written by now; connections get a moment to take them, and are closed.
         await asyncio.gather(*(listener.close(max(deadline - self._loop.time(), 0.1)) for listener in self.listeners))
         left = await self.server.stop(max(deadline - self._loop.time(), 1.0))
-        if not await asyncio.to_thread(self.tracing.close, max(deadline - self._loop.time(), 1.0)):
-            left.append("the writing of traces")
-        if self.services.cache is not None:
-            await self.services.cache.close()
         for what in left:
             logger.warning("did not end in time: %s", what)
+        # A collector that does not answer is no reason to wait for long, nor to say that something was cut off.
+        if not await asyncio.to_thread(self.tracing.close, min(max(deadline - self._loop.time(), 1.0), 5.0)):
+            logger.warning("did not end in time: the writing of traces")
         logger.info("stopped")
         return Exit.OK if finished and not left else Exit.CUT_OFF
 
