@@ -316,8 +316,6 @@ def test_what_cannot_be_is_answered_in_tritons_words(
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/v2/models/mlp/generate"),
-        ("POST", "/v2/models/mlp/versions/1/generate_stream"),
     ],
 )
 def test_what_is_not_built_yet_says_so(served: Served, method: str, path: str) -> None:

@@ -227,6 +227,8 @@ def example(name: str) -> str:
         "trace-config": "level=TIMESTAMPS",
         "trace-level": "TENSORS",
         "metrics-config": "summary_latencies=true",
+        "cache-config": "local,size=1024",
+        "sagemaker-safe-port-range": "8000-8002",
     }.get(name, "x")
 
 
@@ -248,7 +250,9 @@ def test_what_has_no_effect_is_said_in_the_log(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.SUPPORTED])
-def test_what_is_supported_changes_what_the_server_is_told(name: str) -> None:
+def test_what_is_supported_changes_what_the_server_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/predict")  # which Vertex AI says, and without which it is not served
+    monkeypatch.setenv("AIP_HEALTH_ROUTE", "/health")
     together = {
         "load-model": ["--model-control-mode=explicit"],
         "tls-cert": ["--tls-key=k"],

@@ -124,7 +124,7 @@ OPTIONS: tuple[Option, ...] = (
     # Cloud vendors
     _option("allow-sagemaker", "Cloud vendors", "Listen for SageMaker.", BOOL, False),
     _option("sagemaker-port", "Cloud vendors", "The port for SageMaker; 0 is any free port.", default=8080, **_PORT),
-    _option("sagemaker-safe-port-range", "Cloud vendors", "Ports that the other listeners may have, as 8000-8100.", Kind.RANGE),
+    _option("sagemaker-safe-port-range", "Cloud vendors", "Ports that the other listeners may have, as 8000-8100.", Kind.RANGE, None),
     _option("sagemaker-thread-count", "Cloud vendors", "Threads for SageMaker.", INT, 8, least=1, status=NO_EFFECT, why="one event loop serves all connections"),
     _option("allow-vertex-ai", "Cloud vendors", "Listen for Vertex AI; by default where the environment has AIP_MODE=PREDICTION.", BOOL, False),
     _option("vertex-ai-port", "Cloud vendors", "The port for Vertex AI, if not AIP_HTTP_PORT; 0 is any free port.", default=8080, **_PORT),

@@ -49,7 +49,7 @@ def _help_lines(option: Option, width: int) -> list[str]:
         Kind.PATTERN: "=REGEX",
         Kind.RANGE: "=FIRST-LAST",
     }.get(option.kind, "=TEXT")
-    default = "" if option.default == "" or option.kind is Kind.FLAG else f" [{_shown(option.default)}]"
+    default = "" if option.default in ("", None) or option.kind is Kind.FLAG else f" [{_shown(option.default)}]"
     left = f"  --{option.name}{value}"
     text = textwrap.wrap(option.help + default, max(width - indent, 30), break_on_hyphens=False)
     if len(left) < indent:

@@ -45,7 +45,7 @@ def unary_handlers(server: InferenceServer, forwarding: HeaderForwarding | None 
         "ModelInfer": ModelInfer(server, forwarding).infer,
         "ServerLive": answering(rpcs.server_live, "ServerLive"),
         "ServerReady": answering(rpcs.server_ready, "ServerReady"),
-        "ModelReady": answering(rpcs.model_ready, "ModelReady"),
+        "ModelReady": awaiting(rpcs.model_ready, "ModelReady"),
         "ServerMetadata": answering(rpcs.server_metadata, "ServerMetadata"),
         "ModelMetadata": answering(rpcs.model_metadata, "ModelMetadata"),
         "ModelConfig": answering(rpcs.model_config, "ModelConfig"),
@@ -108,8 +108,8 @@ class Rpcs:
     def server_ready(self, _: Any) -> Any:
         return proto.ServerReadyResponse(ready=self._server.ready)
 
-    def model_ready(self, request: Any) -> Any:
-        return proto.ModelReadyResponse(ready=metadata.model_ready(self._server, request.name, request.version))
+    async def model_ready(self, request: Any) -> Any:
+        return proto.ModelReadyResponse(ready=await metadata.model_ready(self._server, request.name, request.version))
 
     def server_metadata(self, _: Any) -> Any:
         return ParseDict(metadata.server_metadata(self._server), proto.ServerMetadataResponse())

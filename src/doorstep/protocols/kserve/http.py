@@ -110,9 +110,9 @@ class Endpoints:
     def ready(self, exchange: Exchange) -> None:
         exchange.respond(200 if self._server.ready else 400, with_request_id(exchange.headers, ()))
 
-    def model_ready(self, exchange: Exchange) -> None:
+    async def model_ready(self, exchange: Exchange) -> None:
         try:
-            ready = metadata.model_ready(self._server, *_model(exchange))
+            ready = await metadata.model_ready(self._server, *_model(exchange))
         except DoorstepError as error:
             respond_error(exchange, error)
             return

@@ -38,10 +38,10 @@ def model_metadata(server: InferenceServer, name: str, version: str) -> Json:
     }
 
 
-def model_ready(server: InferenceServer, name: str, version: str) -> bool:
+async def model_ready(server: InferenceServer, name: str, version: str) -> bool:
     """Whether it can be called. A model nobody knows is not ready, which is no error: clients poll for it to appear."""
     try:
-        return server.model_ready(name, version)
+        return await server.check_ready(name, version)
     except DoorstepError as error:
         if error.code is ErrorCode.NOT_FOUND:
             return False
