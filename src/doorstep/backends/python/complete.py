@@ -23,8 +23,22 @@ def complete_from_hints(proto: Any, source: Source) -> None:
         batched = proto.max_batch_size > 0
         _complete_inputs(proto, signature, batched, where, problems)
         _complete_outputs(proto, signature, batched, where, problems)
+        _complete_policy(proto, signature, where, problems)
     if problems:
         raise ConfigError(proto.name, problems)
+
+
+def _complete_policy(proto: Any, signature: Signature, where: str, problems: list[Problem]) -> None:
+    """A model that yields is decoupled, and no other."""
+    written = proto.HasField("model_transaction_policy")
+    if signature.streams and written and not proto.model_transaction_policy.decoupled:
+        what = "predict yields, but config.pbtxt says model_transaction_policy { decoupled: false }"
+        problems.append(Problem(where, what, "take that out, or return one value"))
+    elif signature.streams:
+        proto.model_transaction_policy.decoupled = True
+    elif proto.model_transaction_policy.decoupled:
+        what = "config.pbtxt says model_transaction_policy { decoupled: true }, but predict returns one value"
+        problems.append(Problem(where, what, "write `yield`, and -> Iterator[…]"))
 
 
 def _where(source: Source) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import inspect
 import typing
@@ -20,7 +21,8 @@ class Signature:
     inputs: Mapping[str, Hint | None]  # None: no type hint; the config must say
     optional: frozenset[str]  # inputs that may be missing
     outputs: Mapping[str, Hint] | None  # None: nothing is said; the config must
-    unpack: Callable[[Any], Mapping[str, Any]]  # what `predict` returned → output name → value
+    unpack: Callable[[Any], Mapping[str, Any]]  # what `predict` returned, or yielded → output name → value
+    streams: bool = False  # it yields: any number of responses to a request
 
 
 def read_signature(model: type[Any], module: ModuleType) -> tuple[Signature, list[str]]:
@@ -57,12 +59,34 @@ def read_signature(model: type[Any], module: ModuleType) -> tuple[Signature, lis
             optional.add(argument.name)
         elif hint is not None and hint.optional:
             problems.append(f"argument '{argument.name}' of predict may be None but has no default; write ` = None`")
+    streams, annotations = _streams(predict, annotations)
     try:
         outputs, unpack = _outputs(model, module, annotations)
     except HintError as error:
         problems.append(str(error))
         outputs, unpack = None, _named
-    return Signature(inputs, frozenset(optional), outputs, unpack), problems
+    return Signature(inputs, frozenset(optional), outputs, unpack, streams), problems
+
+
+_STREAMS = {
+    collections.abc.Iterator,
+    collections.abc.Iterable,
+    collections.abc.Generator,
+    collections.abc.AsyncIterator,
+    collections.abc.AsyncIterable,
+    collections.abc.AsyncGenerator,
+}
+
+
+def _streams(predict: Any, annotations: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether `predict` yields, and the annotations with what it yields as what it returns."""
+    yields = inspect.isgeneratorfunction(predict) or inspect.isasyncgenfunction(predict)
+    returned = annotations.get("return")
+    origin = typing.get_origin(returned) or returned
+    if isinstance(origin, type) and origin in _STREAMS:
+        one = (*typing.get_args(returned), None)[0]
+        return True, {**annotations, "return": one}
+    return yields, annotations
 
 
 def _outputs(
