@@ -303,6 +303,7 @@ class SequenceScheduler:
                 continue
             if grows:
                 self._slot_of[sequence] = slot
+                self._touch(sequence, self.clock())  # it could not go on before (Triton would end it any moment now)
             for ticket in tickets:
                 ticket.slot = slot
             slot.queue.extend(tickets)

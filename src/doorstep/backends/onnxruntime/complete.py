@@ -7,13 +7,14 @@ tensor's first dimension is free.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from doorstep.backends.base import CompletionContext
 from doorstep.backends.onnxruntime.header import OnnxHeader, ValueInfo
+from doorstep.config.sequence import sequence_spec
 from doorstep.errors import Problem
-from doorstep.types import BY_CONFIG_NUMBER
+from doorstep.types import BY_CONFIG_NUMBER, DataType
 
 
 def complete(proto: Any, header: OnnxHeader, context: CompletionContext) -> list[Problem]:
@@ -34,12 +35,15 @@ def complete(proto: Any, header: OnnxHeader, context: CompletionContext) -> list
     if proto.max_batch_size == 0 and not proto.input and not proto.output and _all_batch(header):
         proto.max_batch_size = context.default_max_batch_size
     batches = proto.max_batch_size > 0
+    sequence = _sequence_tensors(proto)
     if not proto.input:
         for value in header.inputs:
-            _add(proto.input.add(), value, batches)
+            if value.name not in sequence["input"]:
+                _add(proto.input.add(), value, batches)
     if not proto.output:
         for value in header.outputs:
-            _add(proto.output.add(), value, batches)
+            if value.name not in sequence["output"]:
+                _add(proto.output.add(), value, batches)
     if not written and proto.max_batch_size > 1 and proto.WhichOneof("scheduling_choice") is None:
         proto.dynamic_batching.SetInParent()
     return []
@@ -80,14 +84,44 @@ def contradictions(proto: Any, header: OnnxHeader) -> list[Problem]:
                 )
                 continue
             problems += _mismatch(proto, kind, tensor, value)
-        if kind == "input" and proto.WhichOneof("scheduling_choice") != "sequence_batching":
+        sequence = _sequence_tensors(proto)[kind]
+        problems += _sequence_problems(kind, sequence, known)
+        if kind == "input":
             listed = {tensor.name for tensor in tensors} | {n for b in proto.batch_input for n in b.target_name}
+            listed |= sequence.keys()
             problems += [
                 Problem("input", f"the model file needs input '{name}', which the config does not list", "add it")
                 for name in known
                 if name not in listed
             ]
     return problems
+
+
+def _sequence_tensors(proto: Any) -> dict[str, dict[str, DataType]]:
+    """By "input" and "output": the tensors of the file that are a sequence's, not the client's."""
+    found: dict[str, dict[str, DataType]] = {"input": {}, "output": {}}
+    spec = sequence_spec(proto)
+    if spec is not None:
+        found["input"] = {control.name: control.datatype for control in spec.controls}
+        if spec.correlation is not None:
+            found["input"][spec.correlation[0]] = spec.correlation[1]
+        for state in spec.states:
+            found["input"][state.input_name] = found["output"][state.output_name] = state.datatype
+    return found
+
+
+def _sequence_problems(kind: str, tensors: dict[str, DataType], known: dict[str, ValueInfo]) -> Iterator[Problem]:
+    for name, datatype in tensors.items():
+        value = known.get(name)
+        if value is None:
+            what = f"configuration specified sequence control or state '{name}', but model does not provide that {kind}"
+            yield Problem("sequence_batching", what, f"its {kind}s are {_names(known)}")
+        elif value.datatype is not None and value.datatype is not datatype:
+            what = (
+                f"tensor '{name}': the model expects data-type {value.datatype.config_name} but the model "
+                f"configuration specifies data-type {datatype.config_name}"
+            )
+            yield Problem("sequence_batching", what, "say it as the model file does")
 
 
 def _mismatch(proto: Any, kind: str, tensor: Any, value: ValueInfo) -> list[Problem]:
