@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from raw_models import Heard, raw  # noqa: F401
@@ -68,9 +67,7 @@ def submit(served: PythonModel, answers: Answers, *requests: InferenceRequest) -
 
 
 def values(said: list[tuple[Any, bool]]) -> list[Any]:
-    return [
-        (outputs[0].array.tolist() if isinstance(outputs, list) else outputs, final) for outputs, final in said
-    ]
+    return [(outputs[0].array.tolist() if isinstance(outputs, list) else outputs, final) for outputs, final in said]
 
 
 def test_responses_come_in_order_during_execute_and_after(raw):  # noqa: F811
@@ -127,6 +124,43 @@ def execute(batch):
         assert (len(streams(served)), len(streams(served)._free)) == (0, 16384)
 
 
+def test_what_was_said_before_the_result_is_heard_before_it(raw):  # noqa: F811
+    source = """
+def execute(batch):
+    for i, request in enumerate(batch.requests):
+        batch.emit(request, [tensor([int(request.id)])], False)
+        batch.results[i] = (RESCHEDULE, LATER, BackendError("late"))[i % 3]
+"""
+    with raw(source) as served:
+        for turn in range(300):
+            answers = Answers()
+            requests = [request({}, id=str(turn + i)) for i in range(3)]
+            heard: list[int] = []
+            batch = Batch(requests, 3)
+            batch.emit = answers.emit
+            done: Future[Batch] = Future()
+            served.loop.call_soon_threadsafe(
+                served.worker.submit,
+                batch,
+                lambda one, done=done, heard=heard, answers=answers: (
+                    heard.append(len(answers.said)),
+                    done.set_result(one),
+                ),
+            )
+            done.result(SECONDS)
+            assert heard == [3]
+            assert [values(answers.of(one)) for one in requests] == [[([turn + i], False)] for i in range(3)]
+
+
+@pytest.mark.parametrize("lie", [1, 10**9])
+def test_a_process_that_claims_more_than_it_said_is_killed(raw, lie):  # noqa: F811
+    source = f"def execute(batch):\n    batch.results = [LATER]\n    batch.emit.__self__.frame_count += {lie}\n"
+    with raw(source) as served:
+        (result,) = submit(served, Answers(), request({})).result(SECONDS).results
+        assert "killed by SIGKILL" in result.message
+        served.wait_for_line("less than it says it sent")
+
+
 @pytest.mark.parametrize("size", [1000, 300_000, 3_000_000])
 def test_large_tensors_in_streams_from_eight_threads(raw, size):  # noqa: F811
     source = f"""
@@ -134,7 +168,6 @@ def execute(batch):
     for i, request in enumerate(batch.requests):
         batch.results[i] = LATER
         threading.Thread(target=emit, args=(batch, request, i)).start()
-    emit(batch, batch.requests[0], 0) if False else None
 def emit(batch, request, i):
     for n in range(12):
         batch.emit(request, [tensor(np.full({size}, i * 100 + n, np.float32))], False)
@@ -221,7 +254,7 @@ def test_a_process_that_dies_in_execute_answers_each_request_once(raw):  # noqa:
 def execute(batch):
     batch.emit(batch.requests[0], [tensor([0])], True)
     batch.emit(batch.requests[1], [tensor([1])], False)
-    os.read(0, 1) if False else time.sleep(0.05)
+    batch.emit.__self__.flush()
     os._exit(3)
 """
     with raw(source) as served:
@@ -395,4 +428,3 @@ def execute(batch):
         assert done.wait(SECONDS)
         maps = Path(f"/proc/{served.worker.pid}/maps").read_text()
         assert "doorstep-outputs" not in maps
-        assert np.array_equal([], [])

@@ -205,7 +205,7 @@ class Worker:
             else:
                 request.inputs = {}  # so that the segment is free with the reply, unless the model keeps a view of it
         if self._side.has_pending:
-            self._side.flush()
+            self._side.flush()  # before the reply: it says how much there is to be heard first
         self._reply(batch)
 
     def _request(self, number: int, raw: Any, memory: Any, context: InstanceContext) -> WorkerRequest:
@@ -276,7 +276,9 @@ class Worker:
                     self._side.forget(request)
         batch.results = []
         times = (batch.input_end_ns or batch.compute_start_ns, batch.output_start_ns or time.monotonic_ns())
-        self._channel.send(Kind.RESULT, (segment_id, self._inputs.released(), times, results), data)
+        self._channel.send(
+            Kind.RESULT, (segment_id, self._inputs.released(), times, results, self._side.frame_count), data
+        )
 
     def _output_segment(self, size: int) -> Segment:
         segment = self._outputs.take(size)

@@ -60,6 +60,7 @@ class ChildSide:
         self._needs: dict[int, _Need] = {}
         self._need_count = 0
         self._ended = False
+        self.frame_count = 0  # EMIT frames sent
         # What is not sent yet.
         self._pending: list[bytes] = []
         self._pending_data: list[bytes | bytearray] = []
@@ -162,6 +163,7 @@ class ChildSide:
                 self._sent_ns = time.monotonic_ns()
             text = b"[%b,%b]" % (_dumps(bases), b",".join(pending))
             self._channel.send_raw(raw_frame(Kind.EMIT, text, b"".join(chunks)))
+            self.frame_count += 1
 
     @property
     def has_pending(self) -> bool:

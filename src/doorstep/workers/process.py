@@ -211,7 +211,9 @@ class ProcessWorker:
         if batch is None:
             raise ProtocolError("a result that nobody asked for")
         try:
-            segment, released, (batch.input_end_ns, batch.output_start_ns), results = meta
+            segment, released, (batch.input_end_ns, batch.output_start_ns), results, emit_count = meta
+            while self._streams.frame_count < emit_count:  # sent before this, on the other socket
+                self._side.link.receive_now()
             if len(results) != len(batch.requests):
                 raise ProtocolError(f"{len(results)} results for {len(batch.requests)} requests")
             memory = self._link.memory(segment, released, data)

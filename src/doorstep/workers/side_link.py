@@ -80,6 +80,11 @@ class SideLink:
         while not self.closed and self._receive():
             pass
 
+    def receive_now(self) -> None:
+        """Takes something that is known to have been sent. Raises ProtocolError if it has not."""
+        if self.closed or not self._receive():
+            raise ProtocolError("less than it says it sent")
+
     # Frames
 
     def send(self, kind: Kind, meta: Any, data: bytes | bytearray = b"") -> None:
@@ -127,18 +132,18 @@ class SideLink:
 
     def _on_readable(self) -> None:
         try:
-            if not self._receive():
+            if self._receive() is False:
                 self.pause()  # it has ended: the process's own end is noticed elsewhere
         except ProtocolError as error:
             self.pause()
             self._on_bad(str(error))
 
-    def _receive(self) -> bool:
-        """Takes what has arrived. False at the end; raises ProtocolError."""
+    def _receive(self) -> bool | None:
+        """Takes what has arrived. None if that is nothing, False at the end; raises ProtocolError."""
         try:
             count = self._sock.recv_into(self._frames.space())
         except BlockingIOError:
-            return self._reading
+            return None
         except OSError:
             return False
         if not count:

@@ -44,6 +44,7 @@ class Streams:
         self._open: dict[int, Open] = {}
         self._of: dict[InferenceRequest, Open] = {}
         self._on_room = self._room
+        self.frame_count = 0  # EMIT frames that have come
         # The batch that is in the process.
         self._batch: Batch | None = None
         self._first = 0
@@ -147,6 +148,7 @@ class Streams:
 
     def on_emit(self, meta: Any, data: bytearray) -> None:
         """An EMIT frame. Raises ProtocolError, KeyError, TypeError, ValueError or IndexError for a bad one."""
+        self.frame_count += 1
         bases = meta[0]
         for i in range(1, len(meta)):
             number, final, cost, segment, what, parameters = meta[i]
