@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transports import SECONDS, Answer, TritonGrpc, Refused, Transport, TritonHttp
+from transports import SECONDS, Answer, Refused, Transport, TritonGrpc, TritonHttp
 
 from doorstep.testing.onnx_models import save_adder
 from doorstep.testing.server import ServerProcess, free_ports
@@ -428,3 +428,98 @@ def test_a_redis_with_a_password(models: Path) -> None:
             assert counts(stats(server))["cache_hit"] >= 1
             assert "sesame" not in server.logs()
             client.close()
+
+
+# Numbers, options
+
+
+def metrics(server: ServerProcess) -> dict[str, float]:
+    import urllib.request
+
+    with urllib.request.urlopen(server.metrics_url, timeout=SECONDS) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+
+def test_metrics_have_the_cache_and_each_model_that_asks_for_it(server: ServerProcess, client: Transport) -> None:
+    x = fresh()
+    settle(server, client, x)
+    before = metrics(server)
+    ask(client, x)
+    ask(client, fresh())
+    after = metrics(server)
+    new = {name: after[name] - before.get(name, 0) for name in after if "cache" in name}
+    counter = '{model="counter",version="1"}'
+    assert new[f"nv_cache_num_hits_per_model{counter}"] == 1
+    assert new[f"nv_cache_num_misses_per_model{counter}"] == 1
+    assert new["nv_cache_num_hits"] == 1
+    assert new["nv_cache_num_misses"] == 1
+    assert new["nv_cache_num_lookups"] == 2
+    assert new["nv_cache_num_evictions"] == 0
+    assert {"nv_cache_lookup_duration", "nv_cache_insertion_duration"} <= set(new)
+    assert 'nv_cache_num_hits_per_model{model="whole",version="1"}' in after
+    assert 'nv_cache_num_hits_per_model{model="plain",version="1"}' not in after
+    if "nv_cache_util" in after:
+        assert new["nv_cache_num_entries"] == 1
+        assert 0 < after["nv_cache_util"] < 1
+
+
+def test_a_model_that_asks_where_there_is_no_cache_serves_and_says_so(models: Path) -> None:
+    with ServerProcess(models, "--model-control-mode=explicit", "--load-model=counter") as server:
+        client = TritonHttp(server.http, binary=True)
+        x = fresh()
+        assert run_of(ask(client, x)) != run_of(ask(client, x))
+        assert "asks for a response cache, and the server has none" in server.logs()
+        assert not [name for name in metrics(server) if "cache" in name]
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ("model_transaction_policy { decoupled: true }", "with 'decoupled' transaction policy"),
+        ("sequence_batching { }", "with sequence batching scheduler"),
+    ],
+)
+def test_models_that_cannot_be_kept_do_not_load(tmp_path: Path, config: str, text: str) -> None:
+    save(tmp_path, "counter", COUNTER_CONFIG + config, COUNTER)
+    with ServerProcess(tmp_path, "--cache-config=local,size=4096", "--exit-on-error=false", ready="live") as server:
+        deadline = time.monotonic() + SECONDS
+        while f"Response Cache does not currently support model counter {text}" not in server.logs():
+            assert time.monotonic() < deadline, server.logs()
+            threading.Event().wait(0.02)
+
+
+def test_answers_in_order_though_one_is_at_hand(tmp_path: Path) -> None:
+    """preserve_ordering: a hit waits for the request before it, which runs."""
+    source = COUNTER.replace("answers = []", "answers = []\n        if any((pb_utils.get_input_tensor_by_name(r, 'x')"
+                             ".as_numpy() == 77).any() for r in requests):\n            open(GATE).read()")  # fmt: skip
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    config = COUNTER_CONFIG.replace("dims: [ -1 ]", "dims: [ 3 ]") + (
+        "max_batch_size: 4 dynamic_batching { preserve_ordering: true }"
+    )
+    save(tmp_path / "models", "counter", config, f"GATE = {str(gate)!r}\n{source}")
+    with ServerProcess(tmp_path / "models", "--cache-config=local,size=1048576") as server:
+        known, held = np.ones((1, 3), np.float32), np.full((1, 3), 77, np.float32)
+        order: list[str] = []
+
+        def answer(name: str, x: Any) -> None:
+            client = TritonGrpc(server.grpc)
+            ask(client, x)
+            order.append(name)
+            client.close()
+
+        answer("before", known)
+        first = threading.Thread(target=answer, args=("held", held))
+        first.start()
+        with gate.open("w"):  # the model has it open: it runs
+            before = metrics(server)["nv_cache_num_hits"]
+            second = threading.Thread(target=answer, args=("known", known))
+            second.start()
+            while metrics(server)["nv_cache_num_hits"] == before:
+                threading.Event().wait(0.01)
+            assert order == ["before"]
+        first.join(SECONDS)
+        second.join(SECONDS)
+        assert sorted(order) == ["before", "held", "known"]

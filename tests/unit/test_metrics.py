@@ -16,6 +16,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from doorstep import __version__, proto
+from doorstep.cache.local import LocalCache
 from doorstep.errors import FailureReason
 from doorstep.observability.machine_metrics import CpuAndMemory, LoopLag
 from doorstep.observability.metrics import MetricsEndpoint, Snapshot, render
@@ -60,12 +61,16 @@ def busy_model() -> FakeModel:
 
 
 async def exposition_of(
-    models: list[FakeModel], accept: str = "", index: Callable[[], list[IndexEntry]] = list, cpu: bool = True
+    models: list[FakeModel],
+    accept: str = "",
+    index: Callable[[], list[IndexEntry]] = list,
+    cpu: bool = True,
+    cache: Callable[[], Any] = lambda: None,
 ) -> tuple[str, str]:
     contexts = [ListenerContext("http", Router()), ListenerContext("grpc", Router())]
     contexts[0].counters.accepted = 5
     contexts[0].counters.requests = 12
-    endpoint = MetricsEndpoint(lambda: models, contexts, index, cpu=cpu)
+    endpoint = MetricsEndpoint(lambda: models, contexts, index, cpu=cpu, cache=cache)
     content_type, body = render(endpoint.snapshot(), accept)
     return content_type, body.decode()
 
@@ -206,9 +211,11 @@ def test_the_server_says_what_it_is_and_how_its_listeners_fare() -> None:
     assert ("doorstep_event_loop_lag_seconds", frozenset()) in found
 
 
-def test_cache_counters_appear_with_the_first_use_of_a_cache() -> None:
+def test_cache_counters_are_those_of_models_that_have_a_cache() -> None:
     model = FakeModel()
     assert "nv_cache" not in exposition(model)
+    model.scheduler.cache = LocalCache(1)
+    assert of(values(exposition(model)), "nv_cache_num_hits_per_model") == 0
     model.stats.cache_hit_count, model.stats.cache_hit_ns = 2, 5000
     found = values(exposition(model))
     assert of(found, "nv_cache_num_hits_per_model") == 2
@@ -318,7 +325,7 @@ def test_a_snapshot_is_read_beside_a_loop_that_goes_on_counting() -> None:
 def test_the_documentation_lists_every_metric_and_no_other() -> None:
     documented = set(re.findall(r"`((?:nv|doorstep)_\w+)`", (ROOT / "docs" / "observability.md").read_text()))
     model = busy_model()
-    model.stats.cache_hit_count = 1
-    text = exposition(model)
+    model.scheduler.cache = cache = LocalCache(1)
+    text = exposition(model, cache=lambda: cache)
     emitted = set(re.findall(r"^# TYPE ((?:nv|doorstep)_\w+)", text, re.MULTILINE))
     assert documented == emitted

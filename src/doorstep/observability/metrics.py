@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from doorstep.observability.cache_metrics import CacheReading, cache_families, cache_reading
 from doorstep.observability.custom_metrics import CustomMetrics
 from doorstep.observability.machine_metrics import CpuAndMemory, LoopLag, build_family, process_families
 from doorstep.observability.model_metrics import MeasuredModel, ModelReading, model_families, state_family
@@ -48,12 +50,14 @@ class MetricsEndpoint:
         index: Callable[[], Iterable[IndexEntry]],
         *,
         custom: CustomMetrics | None = None,
+        cache: Callable[[], Any] = lambda: None,
         counter_latencies: bool = True,
         cpu: bool = True,
     ) -> None:
         """`models()`: the loaded ones; `contexts`: the listeners', a list that may still grow; `custom`: what models
         count themselves; `cpu`: `nv_cpu_*`."""
         self._custom = custom or CustomMetrics()
+        self._cache = cache  # the response cache, if there is one
         self._counter_latencies = counter_latencies
         self._models = models
         self._contexts = contexts
@@ -85,6 +89,7 @@ class MetricsEndpoint:
             self._lag.seconds,
             self._cpu,
             self._custom,
+            cache=cache_reading(self._cache()),
             counter_latencies=self._counter_latencies,
         )
 
@@ -101,8 +106,10 @@ class Snapshot:
         cpu: CpuAndMemory | None,
         custom: CustomMetrics | None = None,
         *,
+        cache: CacheReading | None = None,
         counter_latencies: bool = True,
     ) -> None:
+        self._cache = cache or {}
         self._counter_latencies = counter_latencies
         self.custom = custom or CustomMetrics()
         self._models = models
@@ -133,6 +140,7 @@ class Snapshot:
         if self._cpu is not None:
             yield from self._cpu.families()
         yield from process_families()
+        yield from cache_families(self._cache)
         yield from self.custom.families()
 
 

@@ -44,7 +44,7 @@ class MeasuredModel(Protocol):
 class ModelReading:
     """A model, and what may be asked of it only on the event loop."""
 
-    __slots__ = ("inflight", "labels", "queued", "saturation", "stats")
+    __slots__ = ("cached", "inflight", "labels", "queued", "saturation", "stats")
 
     def __init__(self, model: MeasuredModel) -> None:
         self.labels = {"model": model.name, "version": model.version}
@@ -53,6 +53,7 @@ class ModelReading:
         self.stats: ModelStatistics = model.stats
         self.queued: int = model.scheduler.queued_count
         self.inflight: int = model.inflight_count
+        self.cached: bool = getattr(model.scheduler, "cache", None) is not None
         self.saturation: float = model.saturation
 
 
@@ -129,9 +130,10 @@ def model_families(readings: Sequence[ModelReading], *, counter_latencies: bool 
         for reason in FailureReason:
             failures.add_sample(failures.name, model.labels | {"reason": reason.value}, model.stats.failures[reason])
     yield failures
-    if any(model.stats.cache_hit_count or model.stats.cache_miss_count for model in readings):
+    cached = [model for model in readings if model.cached]
+    if cached:
         for name, text, read in TRITON_CACHE_COUNTERS:
-            yield _family(Metric(name, text, "unknown"), readings, read)
+            yield _family(Metric(name, text, "unknown"), cached, read)
     for name, text, read in GAUGES:
         yield _family(GaugeMetricFamily(name, text), readings, read)
     restarts = CounterMetricFamily("doorstep_worker_restarts", "Worker processes started again after they died")
