@@ -125,6 +125,9 @@ class TritonInstance(ModelInstance):
             raise TritonModelException("is_ready() must return a boolean value")
         return ready
 
+    def may_be_unready(self) -> bool:
+        return hasattr(self._model, "is_ready")
+
     def unload(self) -> None:
         triton_runtime.become(Phase.ENDING)
         if hasattr(self._model, "finalize"):
