@@ -31,6 +31,7 @@ from doorstep.testing.server import ServerProcess
 pytestmark = pytest.mark.xdist_group("batching")
 
 SECONDS = 60  # nothing here takes as long; a test that waits longer has failed
+FULL = "[request id: <id_unknown>] Exceeds maximum queue size"  # as Triton 2.51 says it
 NEVER_US = 3_600_000_000  # a queue delay no test lives to see the end of
 
 GATED = """
@@ -94,7 +95,8 @@ CONFIGS = {
     "patient": f"dynamic_batching {{ max_queue_delay_microseconds: {NEVER_US} preferred_batch_size: [ 3, 8 ] }}",
     "bounded": "dynamic_batching { default_queue_policy { max_queue_size: 2 } }",
     "hasty": "dynamic_batching { default_queue_policy { default_timeout_microseconds: 50000 } }",
-    "override": "dynamic_batching { default_queue_policy { allow_timeout_override: true } }",
+    "override": "dynamic_batching { default_queue_policy {"
+    f" default_timeout_microseconds: {NEVER_US} allow_timeout_override: true }} }}",
     "pair": "dynamic_batching { } instance_group { count: 2 kind: KIND_CPU }",
     "orderly": "dynamic_batching { preserve_ordering: true } instance_group { count: 2 kind: KIND_CPU }",
 }
@@ -518,10 +520,10 @@ def test_a_full_queue_refuses_over_http_and_grpc(gated: Gated) -> None:
     rest = gated.queued(1, 2)
     assert gated.metric("doorstep_saturation_ratio") == 1.0
     status, document = gated.send(3).result(SECONDS)
-    assert (status, document["error"]) == (503, "Exceeds maximum queue size")
+    assert (status, document["error"]) == (503, FULL)
     with pytest.raises(grpc.RpcError) as caught:
         infer_over_grpc(gated, 4).result()
-    assert (caught.value.code().name, caught.value.details()) == ("UNAVAILABLE", "Exceeds maximum queue size")
+    assert (caught.value.code().name, caught.value.details()) == ("UNAVAILABLE", FULL)
     gated.release()
     assert gated.seen()["x"] == [[1], [2]]
     gated.release()

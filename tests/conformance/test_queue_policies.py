@@ -230,6 +230,7 @@ def on(name: str) -> Any:
     return pytest.mark.parametrize("gated", [name], indirect=True)
 
 
+FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
 UNAVAILABLE = {"http": "503", "grpc": "StatusCode.UNAVAILABLE"}
 
 
@@ -255,7 +256,7 @@ def test_the_highest_priority_runs_first_and_batches_reach_over_levels(gated: Ga
 def test_priorities_and_bounds_hold_for_a_model_without_a_batch_dimension(gated: Gated) -> None:
     first = gated.running()
     futures = gated.queued(p(1, 3), p(2, 1), p(3, 3), p(4, 1))
-    assert refusal(gated.send(5, priority=3)) == (UNAVAILABLE[gated.protocol], "Exceeds maximum queue size")
+    assert refusal(gated.send(5, priority=3)) == (UNAVAILABLE[gated.protocol], FULL)
     gated.release(5)
     assert [gated.seen()["x"] for _ in range(4)] == [[2], [4], [1], [3]]
     assert answers([first, *futures]) == [0, 10, 20, 30, 40]
@@ -267,7 +268,7 @@ def test_each_level_has_a_bound_of_its_own(gated: Gated) -> None:
     first = gated.running()
     futures = gated.queued(p(1, 1), p(2, 1), p(3, 2), p(4, 3))
     for priority in (1, 0, 3):
-        assert refusal(gated.send(9, priority=priority)) == (UNAVAILABLE[gated.protocol], "Exceeds maximum queue size")
+        assert refusal(gated.send(9, priority=priority)) == (UNAVAILABLE[gated.protocol], FULL)
     gated.release(5)
     assert [gated.seen()["x"] for _ in range(4)] == [[1], [2], [3], [4]]
     assert answers([first, *futures]) == [0, 10, 20, 30, 40]

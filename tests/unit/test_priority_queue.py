@@ -123,7 +123,7 @@ def test_a_level_has_a_bound_of_its_own_and_delayed_requests_count() -> None:
     assert ids(queue.walk(20_000)) == "ab"
     queue.append(request("x", priority=2))
     for priority in (1, 2):
-        with pytest.raises(QueueRejected, match=r"^Exceeds maximum queue size$") as caught:
+        with pytest.raises(QueueRejected, match=r"^\[request id: c\] Exceeds maximum queue size$") as caught:
             queue.append(request("c", priority=priority))
         assert (caught.value.code, caught.value.reason) == (ErrorCode.UNAVAILABLE, FailureReason.REJECTED)
     assert len(queue) == 3

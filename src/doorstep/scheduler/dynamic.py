@@ -14,7 +14,7 @@ from collections.abc import Callable
 from doorstep.errors import QueueRejected
 from doorstep.request import InferenceRequest, cancelled_error
 from doorstep.scheduler.plan import BatchPolicy, Dispatch, WaitUntil, plan
-from doorstep.scheduler.queue import QUEUE_FULL, TIMEOUT_EXPIRED, Priorities, PriorityQueue, QueuePolicy
+from doorstep.scheduler.queue import TIMEOUT_EXPIRED, Priorities, PriorityQueue, QueuePolicy, queue_full
 from doorstep.scheduler.rate_limiter import RateLimiter
 from doorstep.scheduler.runner import Runner
 from doorstep.scheduler.timer import Alarm
@@ -107,7 +107,7 @@ class DynamicBatchScheduler:
         if self._levels is None:
             limit = self._queue_policy.max_size
             if limit and self.queued_count >= limit:
-                raise QueueRejected(QUEUE_FULL)
+                raise queue_full(request)
             self._queue.append(request)
         else:
             expires_ns = self._levels.append(request)

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from doorstep.errors import QueueRejected
 from doorstep.request import InferenceRequest
 
-QUEUE_FULL = "Exceeds maximum queue size"  # Triton's, as is the next
-TIMEOUT_EXPIRED = "Request timeout expired"
+TIMEOUT_EXPIRED = "Request timeout expired"  # Triton's
+
+
+def queue_full(request: InferenceRequest) -> QueueRejected:
+    """In Triton's words, which here begin with the request's id."""
+    return QueueRejected(f"[request id: {request.id or '<id_unknown>'}] Exceeds maximum queue size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class PriorityQueue:
         number = self._priorities.level_of(request)
         policy = self._policies.get(number, self._default)
         if policy.max_size and number in self._levels and len(self._levels[number]) >= policy.max_size:
-            raise QueueRejected(QUEUE_FULL)
+            raise queue_full(request)
         expires_ns = policy.expires_ns(request)
         level = self._level(number)
         level.waiting.append(request)
