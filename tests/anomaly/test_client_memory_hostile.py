@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
-import requests
 from harm import MIB, Victim, attacked, check_text, infer_stub, save_python
 
 from doorstep import proto
@@ -98,8 +98,6 @@ def over_http(server: Victim, model: str, columns: int, out: int) -> str:
 
 
 def over_grpc(server: Victim, model: str, columns: int, out: int) -> str:
-    import grpc
-
     message = proto.ModelInferRequest(model_name=model)
     tensors = (message.inputs.add(name="x", datatype="FP32", shape=[1, columns]), message.outputs.add(name="y"))
     for tensor, offset in zip(tensors, (0, out), strict=True):
@@ -237,12 +235,15 @@ def test_what_no_client_can_name(server: Victim) -> None:
         assert unnamed
         others = (f"/proc/{server.pid}/fd/5", "..", "/etc/passwd", "self/../x", "a/b", "\ud7ff" * 200)
         for key in (*unnamed, *(name.removesuffix(" (deleted)") for name in unnamed), *others):
-            url = server.url("/v2/systemsharedmemory/region/r/register")
-            answer = requests.post(url, json={"key": key, "byte_size": 4}, timeout=30)
-            assert (answer.status_code, answer.json()) == (
-                500,
-                {"error": f"Unable to open shared memory region: '{key}'"},
-            )
+            with server.channel() as channel:
+                call = channel.unary_unary(
+                    "/inference.GRPCInferenceService/SystemSharedMemoryRegister",
+                    proto.SystemSharedMemoryRegisterRequest.SerializeToString,
+                    proto.SystemSharedMemoryRegisterResponse.FromString,
+                )
+                with pytest.raises(grpc.RpcError) as raised:
+                    call(proto.SystemSharedMemoryRegisterRequest(name="r", key=key, byte_size=4), timeout=30)
+            assert raised.value.details() == f"Unable to open shared memory region: '{key}'"
         assert regions(server) == []
 
 
