@@ -9,6 +9,7 @@ ended the whole record goes to whoever writes it. Names and their order are Trit
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -155,15 +156,15 @@ class Trace:
         return self.parent.id if self.parent is not None else 0
 
     @property
-    def context(self) -> dict[str, str]:
-        """What goes on to whoever is called from inside the model, as W3C headers; empty where spans are not wanted."""
+    def context(self) -> str:
+        """What model code may send on with what it calls: W3C headers as JSON; "" where spans are not wanted."""
         span = self.record.span
         if span is None:
-            return {}
+            return ""
         context = {"traceparent": f"00-{span.trace_id}-{self.span_id}-{span.flags}"}
         if span.tracestate:
             context["tracestate"] = span.tracestate
-        return context
+        return json.dumps(context, separators=(",", ":"))
 
     def stamp(self, name: str, ns: int = 0) -> None:
         if self.record.timestamps:
@@ -244,6 +245,15 @@ class Trace:
             self.tensors.append(TensorEvent(activity, copy))
 
 
+class TraceContext:
+    """What a worker process knows of a request's trace: stands for it there, as `request.trace`."""
+
+    __slots__ = ("context",)
+
+    def __init__(self, context: str) -> None:
+        self.context = context  # Trace.context
+
+
 class TracedSender:
     """Stamps what is sent, and sends it on. Touched only from the event loop."""
 
@@ -299,4 +309,6 @@ class TracedSender:
         request, self._request = self._request, None
         if request is not None and request.trace is not None:
             request.trace.refused(request)
-        getattr(self._inner, how)()
+        inner = getattr(self._inner, how, None)  # a call from inside the server has nothing to let go of
+        if inner is not None:
+            inner()

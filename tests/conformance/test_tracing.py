@@ -48,6 +48,37 @@ class Model(doorstep.Model):
         raise RuntimeError("no such luck")
 """
 
+TENSORS = """
+input [ { name: "x" data_type: TYPE_FP32 dims: [4] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [4] } ]
+"""
+CHAIN = (
+    'platform: "ensemble" max_batch_size: 8'
+    + TENSORS
+    + """
+ensemble_scheduling { step [
+  { model_name: "batched" model_version: -1 input_map { key: "x" value: "x" } output_map { key: "y" value: "mid" } },
+  { model_name: "patiently" model_version: -1 input_map { key: "x" value: "mid" } output_map { key: "y" value: "y" } }
+] }"""
+)
+CALLING = """
+import json
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            pb_utils.Logger.log_info("context " + json.dumps(request.trace().get_context()))
+            call = pb_utils.InferenceRequest(
+                model_name="ident", requested_output_names=["y"], trace=request.trace(),
+                inputs=[pb_utils.get_input_tensor_by_name(request, "x")],
+            )
+            answer = call.exec()
+            responses.append(pb_utils.InferenceResponse([pb_utils.get_output_tensor_by_name(answer, "y")]))
+        return responses
+"""
+
 
 def save_models(models: Path) -> None:
     save_identity(models / "ident" / "1" / "model.onnx")
@@ -57,6 +88,14 @@ def save_models(models: Path) -> None:
     (models / "patient" / "config.pbtxt").write_text(
         f"max_batch_size: 8 dynamic_batching {{ max_queue_delay_microseconds: {HOUR_US} }}"
     )
+    save_identity(models / "patiently" / "1" / "model.onnx")
+    (models / "patiently" / "config.pbtxt").write_text("max_batch_size: 8")
+    (models / "calling" / "1").mkdir(parents=True)
+    (models / "calling" / "1" / "model.py").write_text(CALLING)
+    (models / "calling" / "config.pbtxt").write_text('backend: "python"' + TENSORS.replace("[4]", "[-1, 4]"))
+    ensemble = models / "chain" / "1"
+    ensemble.mkdir(parents=True)
+    (models / "chain" / "config.pbtxt").write_text(CHAIN)
     (models / "failing" / "1").mkdir(parents=True)
     (models / "failing" / "1" / "model.py").write_text(FAILING)
 
@@ -218,6 +257,33 @@ def test_a_request_for_a_model_that_is_not_there_is_not_traced(server: Traced) -
             infer(server, "nope")
     http_infer(server, "ident", "after")
     assert described(server.next())[0]["request_id"] == "after"
+
+
+@pytest.mark.parametrize(("way", "infer"), [("http", http_infer), ("grpc", grpc_infer)])
+def test_the_steps_of_an_ensemble_are_its_children_and_come_before_it(server: Traced, way: str, infer: Any) -> None:
+    infer(server, "chain", "whole")
+    entries = server.next()
+    second, first, whole = described(entries)
+    assert [what["model_name"] for what in (second, first, whole)] == ["patiently", "batched", "chain"]
+    assert first["parent_id"] == second["parent_id"] == whole["id"]
+    assert "parent_id" not in whole
+    assert {what["request_id"] for what in (second, first, whole)} == {"whole"}
+    for step in (first, second):
+        assert names(entries, step["id"]) == ["REQUEST_START", "QUEUE_START", *COMPUTE, "REQUEST_END"]
+    own = [name for name in TRITON[way] if name not in COMPUTE]  # it computes nothing by itself
+    assert names(entries, whole["id"]) == own
+
+
+def test_a_model_that_a_model_calls_is_its_child(server: Traced) -> None:
+    http_infer(server, "calling", "outer")
+    entries = server.next()
+    called, outer = described(entries)
+    assert (called["model_name"], called["parent_id"]) == ("ident", outer["id"])
+    assert (outer["model_name"], outer["request_id"]) == ("calling", "outer")
+    assert "request_id" not in called
+    assert names(entries, called["id"]) == ["REQUEST_START", "QUEUE_START", *COMPUTE, "REQUEST_END"]
+    assert names(entries, outer["id"]) == TRITON["http"]
+    assert "context null" in server.logs()
 
 
 def test_tensors_are_written_as_triton_writes_them(models: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from doorstep.backends.table import find_backend
 from doorstep.config.model import ModelConfig
 from doorstep.errors import BackendError, ConfigError, DoorstepError
 from doorstep.request import LATER, Batch, InferenceRequest, Verdict
+from doorstep.trace import TraceContext
 from doorstep.types import Array
 from doorstep.workers.channel import Channel
 from doorstep.workers.child_calls import ChildServer
@@ -209,7 +210,7 @@ class Worker:
         self._reply(batch)
 
     def _request(self, number: int, raw: Any, memory: Any, context: InstanceContext) -> WorkerRequest:
-        id, inputs, requested, parameters, correlation_id, flags, timeout_us, priority, rows, slot = raw
+        id, inputs, requested, parameters, correlation_id, flags, timeout_us, priority, rows, slot, trace = raw
         request = WorkerRequest.__new__(WorkerRequest)
         request.model_name = context.config.name
         request.model_version = context.version
@@ -227,6 +228,7 @@ class Worker:
         request.correlation_id = correlation_id
         request.sequence_start = bool(flags & SEQUENCE_START)
         request.sequence_end = bool(flags & SEQUENCE_END)
+        request.trace = TraceContext(trace) if trace else None
         request.on_cancel = None
         request._flags = self._flags
         request._slot = slot

@@ -196,6 +196,7 @@ class ProcessWorker:
                         request.priority,
                         request.rows,
                         slot,
+                        None if request.trace is None else request.trace.context,
                     )
                 )
             self._link.execute(layout, batch.rows, number, raw_requests)
