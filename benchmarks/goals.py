@@ -55,8 +55,14 @@ PYTHON_LATENCY = (Goal("triton", "p50_us", "most", 2 / 3),)
 PYTHON_RATE = (Goal("triton", "rate", "least", 1.5),)
 PYTHON_BYTES = (Goal("triton", "rate", "least", 1.5),)
 
+ONE_MLP = "one MLP"
+ENSEMBLE_LATENCY = (Goal(ONE_MLP, "p50_us", "most", 1.5),)
+ENSEMBLE_RATE = (Goal(ONE_MLP, "rate", "least", 0.5),)
+
 MINILM_SHARE = 0.95
 START_S = 1.0
 IDLE_MB = 150
 PACKAGES = 20
 AGREEMENT = 0.05  # how far doorstep bench may be from wrk
+STREAMED = 50_000  # small responses a second through one connection
+SEQUENCES_FULL = 0.8  # of max_batch_size

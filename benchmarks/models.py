@@ -37,7 +37,7 @@ _ONE_INSTANCE = "instance_group { count: 1 kind: KIND_CPU }\n"
 _ONE_THREAD = 'parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n'
 
 
-def write_mlp(path: Path) -> None:
+def write_mlp(path: Path, outputs: int = MLP_OUTPUTS) -> None:
     """The MLP as an ONNX file: float32, batch dimension free, weights from a fixed seed."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -46,8 +46,8 @@ def write_mlp(path: Path) -> None:
     weights = {
         "w1": rng.standard_normal((MLP_INPUTS, MLP_HIDDEN)) / 4,
         "b1": rng.standard_normal(MLP_HIDDEN),
-        "w2": rng.standard_normal((MLP_HIDDEN, MLP_OUTPUTS)) / 8,
-        "b2": rng.standard_normal(MLP_OUTPUTS),
+        "w2": rng.standard_normal((MLP_HIDDEN, outputs)) / 8,
+        "b2": rng.standard_normal(outputs),
     }
     graph = helper.make_graph(
         [
@@ -57,7 +57,7 @@ def write_mlp(path: Path) -> None:
         ],
         "mlp",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", MLP_INPUTS])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", MLP_OUTPUTS])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", outputs])],
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -106,6 +106,23 @@ def minilm_repository(folder: Path) -> Path:
         # What a queue delay is for: sixteen clients that all come back at once are worth waiting for.
         f"dynamic_batching {{ max_queue_delay_microseconds: 5000 }}\n{_ONE_INSTANCE}"
     )
+    return folder
+
+
+def ensemble_repository(folder: Path) -> Path:
+    """An MLP, and three of them in a row: 16 → 16 → 16 → 3."""
+    config = (
+        f'backend: "onnxruntime"\nmax_batch_size: {MLP_MAX_BATCH}\ndynamic_batching {{ }}\n{_ONE_INSTANCE}{_ONE_THREAD}'
+    )
+    steps = [("first", "input", "a", MLP_INPUTS), ("second", "a", "b", MLP_INPUTS), ("mlp", "b", "output", MLP_OUTPUTS)]
+    text = f'platform: "ensemble"\nmax_batch_size: {MLP_MAX_BATCH}\n{_MLP_TENSORS}ensemble_scheduling {{\n'
+    for name, source, target, outputs in steps:
+        write_mlp(folder / name / "1" / "model.onnx", outputs)
+        (folder / name / "config.pbtxt").write_text(config)
+        text += f'  step {{ model_name: "{name}" model_version: -1 input_map {{ key: "input" value: "{source}" }} '
+        text += f'output_map {{ key: "output" value: "{target}" }} }}\n'
+    (folder / "three_mlps" / "1").mkdir(parents=True)
+    (folder / "three_mlps" / "config.pbtxt").write_text(text + "}\n")
     return folder
 
 

@@ -20,7 +20,14 @@ README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")
 BEGIN = "<!-- figures: begin (written by make bench) -->"
 END = "<!-- figures: end -->"
-NAMES = {"triton": "Triton", "mlserver": "MLServer", "onnxruntime": "bare loop", "limit": "limit", "wrk": "wrk"}
+NAMES = {
+    "triton": "Triton",
+    "mlserver": "MLServer",
+    "one MLP": "one MLP",
+    "onnxruntime": "bare loop",
+    "limit": "limit",
+    "wrk": "wrk",
+}
 
 
 def machine() -> dict[str, str]:

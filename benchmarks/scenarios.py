@@ -27,10 +27,13 @@ from benchmarks.common import (
     http_run,
     series_of,
 )
+from benchmarks.ensemble import ensemble
 from benchmarks.goals import Figure
 from benchmarks.load import HttpBody
 from benchmarks.measure import Series, Target, measure, post_once
 from benchmarks.python_model import python_large, python_small
+from benchmarks.sequences import sequences
+from benchmarks.streaming import streaming
 from doorstep.testing.server import ServerProcess, doorstep_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,9 +222,13 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "image-grpc": image_grpc,
     "python-small": python_small,
     "python-large": python_large,
+    "ensemble": ensemble,
+    "streaming": streaming,
+    "sequences": sequences,
     "minilm": minilm,
     "start-up": start_up,
     "install": install,
     "agreement": agreement,
 }
-PEERLESS = {"minilm", "start-up", "install"}  # these start what they need themselves
+# These start what they need themselves.
+PEERLESS = {"ensemble", "streaming", "sequences", "minilm", "start-up", "install"}

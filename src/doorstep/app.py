@@ -106,7 +106,7 @@ class App:
         self.services = Services(
             infer=self.server.infer,
             config=self._config_of,
-            model=self.server.model,
+            model=self.repository.find,
             ready=self.server.model_ready,
             handlers=model_handlers(self.server),
             own_handlers=self.custom_metrics.own,

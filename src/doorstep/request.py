@@ -55,6 +55,8 @@ class InferenceRequest:
         "trace",
     )
 
+    at_once = False  # a queue that is empty need not wait for others to share the batch: none will come
+
     def __init__(
         self,
         model_name: str,

@@ -62,9 +62,11 @@ class ComputeTally:
     def count(self, batch: Any) -> None:
         """A request.Batch that one of the steps ran in."""
         start_ns, end_ns = batch.compute_start_ns, batch.compute_end_ns
-        input_ns = max(batch.input_end_ns - start_ns, 0)
-        output_ns = max(end_ns - batch.output_start_ns, 0) if batch.output_start_ns else 0
-        self.add(input_ns, max(end_ns - start_ns - input_ns - output_ns, 0), output_ns)
+        infer_start_ns = batch.input_end_ns or start_ns
+        infer_end_ns = batch.output_start_ns or end_ns
+        self.input_ns += infer_start_ns - start_ns
+        self.infer_ns += infer_end_ns - infer_start_ns
+        self.output_ns += end_ns - infer_end_ns
 
 
 class ResponseStatistics:

@@ -116,32 +116,42 @@ class Graph:
         self._plans.clear()
 
 
+class BoundStep:
+    """A step with the model that runs it."""
+
+    __slots__ = ("index", "infer", "inputs", "model", "outputs", "requested", "step", "streams", "version")
+
+    def __init__(self, step: Step, model: Any, plan: Plan, batched: Mapping[int, bool]) -> None:
+        config: ModelConfig = model.config
+        self.step = step
+        self.index = step.index
+        self.model = step.model
+        self.version = step.version
+        self.infer = model.infer
+        self.streams = config.decoupled
+        # (the model's input, the tensor, how its shape is to change)
+        self.inputs = tuple(
+            (name, tensor, _crossing(batched.get(tensor, False), config, name)) for name, tensor in step.inputs
+        )
+        # (the model's output, the tensor): those that somebody takes
+        self.outputs = tuple((name, tensor) for name, tensor in step.outputs.items() if plan.uses[tensor])
+        self.requested = () if step.outputs.keys() >= config.outputs.keys() else tuple(step.outputs)
+
+
 class Binding:
     """A plan with the models that run its steps: what each is given, and how its shapes become the next one's."""
 
-    __slots__ = ("distinct", "inputs", "model_of", "models", "outputs", "requested", "streams")
+    __slots__ = ("distinct", "models", "outputs", "steps")
 
     def __init__(self, graph: Graph, plan: Plan, models: tuple[Any, ...]) -> None:
         self.models = models  # one per step of the plan
-        self.model_of = {step.index: model for step, model in zip(plan.steps, models, strict=True)}
         self.distinct = tuple(dict.fromkeys(models))
-        configs: dict[int, ModelConfig] = {index: model.config for index, model in self.model_of.items()}
         batched = dict.fromkeys((graph.tensors[name] for name in graph.config.inputs), graph.config.max_batch_size > 0)
-        for step in plan.steps:
-            batched.update(dict.fromkeys(step.outputs.values(), configs[step.index].max_batch_size > 0))
-        # Per step: (the model's input, the tensor, how its shape is to change).
-        self.inputs: dict[int, tuple[tuple[str, int, Convert | None], ...]] = {
-            step.index: tuple(
-                (name, tensor, _crossing(batched.get(tensor, False), configs[step.index], name))
-                for name, tensor in step.inputs
-            )
-            for step in plan.steps
+        for step, model in zip(plan.steps, models, strict=True):
+            batched.update(dict.fromkeys(step.outputs.values(), model.config.max_batch_size > 0))
+        self.steps = {
+            step.index: BoundStep(step, model, plan, batched) for step, model in zip(plan.steps, models, strict=True)
         }
-        self.requested = {
-            step.index: () if step.outputs.keys() >= configs[step.index].outputs.keys() else tuple(step.outputs)
-            for step in plan.steps
-        }
-        self.streams = {step.index: configs[step.index].decoupled for step in plan.steps}
         self.outputs = tuple(
             (name, graph.tensors[name], _to_output(batched.get(graph.tensors[name], False), graph.config, name))
             for name in plan.outputs

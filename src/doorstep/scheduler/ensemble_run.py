@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from doorstep.errors import DoorstepError, InvalidArgument
 from doorstep.request import InferenceRequest, InferenceResponse, Parameter, cancelled_error
-from doorstep.scheduler.ensemble_graph import Binding, Plan, Step
+from doorstep.scheduler.ensemble_graph import Binding, BoundStep, Plan, Step
 from doorstep.stats import ComputeTally
 from doorstep.types import Tensor
 
@@ -41,29 +41,39 @@ class Round:
         self.missing = list(plan.missing)
         self.outputs_missing = len(plan.outputs)
         self.held = 0  # values that somebody has still to take
-        self.marks: dict[int, Marks] = {}  # of tensors whose response set another sequence than the request's
+        self.marks: dict[int, Marks] | None = None  # of tensors whose response set another sequence than the request's
 
     def take(self, tensor: int) -> None:
-        self.uses[tensor] -= 1
-        if not self.uses[tensor]:
+        uses = self.uses
+        uses[tensor] -= 1
+        if not uses[tensor]:
             self.values[tensor] = None
             self.held -= 1
 
 
-class _Call:
-    """A step under way: the sender of its request."""
+class StepRequest(InferenceRequest):
+    """A step under way: the request to its model, and the sender of that request's responses."""
 
-    __slots__ = ("marks", "request", "round", "run", "step")
+    __slots__ = ("at_once", "marks", "round", "run", "step")
 
-    def __init__(self, run: EnsembleRun, step: Step, round_: Round, marks: Marks | None) -> None:
+    def __init__(self, run: EnsembleRun, step: BoundStep, round_: Round, inputs: dict[str, Tensor], now: int) -> None:
+        super().__init__(step.model, inputs, self, received_ns=now)
         self.run = run
         self.step = step
         self.round = round_
-        self.marks = marks
-        self.request: InferenceRequest
+        self.marks: Marks | None = None
 
     def send(self, response: InferenceResponse, final: bool) -> None:
+        if final:
+            self.sender = _NOBODY  # it was itself: not left to the garbage collector
         self.run.received(self, response, final)
+
+
+class _Nobody:
+    def send(self, response: InferenceResponse, final: bool) -> None: ...
+
+
+_NOBODY = _Nobody()
 
 
 class EnsembleRun:
@@ -71,7 +81,7 @@ class EnsembleRun:
 
     __slots__ = (
         "_advancing", "_answered", "_binding", "_calls", "_counts", "_over", "_owner", "_plan", "_ready", "_request",
-        "_rounds", "_sent", "_start_ns", "_tally", "_waiting",
+        "_rounds", "_sent", "_start_ns", "_started", "_tally", "_waiting",
     )  # fmt: skip
 
     def __init__(self, owner: EnsembleScheduler, request: InferenceRequest, plan: Plan) -> None:
@@ -83,10 +93,11 @@ class EnsembleRun:
         self._tally = ComputeTally()
         self._rounds: dict[int, Round] = {}
         self._counts: dict[int, int] = {}  # responses of each decoupled step
-        self._calls: set[_Call] = set()
+        self._calls: set[StepRequest] = set()
         self._ready: deque[tuple[int, Round]] = deque()
         self._waiting = 0  # steps that max_inflight_requests holds back
         self._advancing = False
+        self._started = False  # a step; the first may share its batch with requests that come in this turn of the loop
         self._sent = False  # at least one response
         self._answered = False  # the final one, or an error
         self._over = False  # answered, and no step is under way
@@ -115,7 +126,7 @@ class EnsembleRun:
 
     # What comes
 
-    def received(self, call: _Call, response: InferenceResponse, final: bool) -> None:
+    def received(self, call: StepRequest, response: InferenceResponse, final: bool) -> None:
         """A response to one of the steps."""
         if final:
             self._calls.discard(call)
@@ -125,14 +136,14 @@ class EnsembleRun:
             self._end_if_over()
             return
         if response.error is not None:
-            self.fail(response.error, call.step)
+            self.fail(response.error, call.step.step)
             return
         complete = None
         if not response.flag_only:
             try:
                 complete = self._store(call, response)
             except DoorstepError as error:
-                self.fail(error, call.step)
+                self.fail(error, call.step.step)
                 return
         if complete is not None:
             owed = not self._owner.decoupled or not (self._calls or self._ready or self._waiting)
@@ -140,25 +151,29 @@ class EnsembleRun:
         if not self._advancing:
             self._advance()
 
-    def _store(self, call: _Call, response: InferenceResponse) -> Round | None:
+    def _store(self, call: StepRequest, response: InferenceResponse) -> Round | None:
         """Puts what the step gave where others look for it. Returns the round whose outputs are now all there."""
-        binding, step = self._binding, call.step
-        assert binding is not None
+        step = call.step
         round_ = call.round
-        if binding.streams[step.index]:
+        if step.streams:
             number = self._counts.get(step.index, 0)
             self._counts[step.index] = number + 1
             round_ = self._round(number)
         marks = call.marks
         if response.parameters:
             marks = _marks_of(response.parameters, self._request, marks)
-        given = {tensor.name: tensor for tensor in response.outputs}
+        if marks is not None:
+            round_.marks = {**(round_.marks or {}), **{tensor: marks for _, tensor in step.outputs}}
+        given = response.outputs
         complete = False
-        for name, tensor in step.outputs.items():
-            if marks is not None:
-                round_.marks[tensor] = marks
-            # An output that was not given counts as given to steps that can do without.
-            complete |= self._put(round_, tensor, given.get(name))
+        for name, tensor in step.outputs:
+            for value in given:
+                if value.name == name:
+                    break
+            else:  # it counts as given to steps that can do without
+                complete |= self._put(round_, tensor, None)
+                continue
+            complete |= self._put(round_, tensor, value)
         return round_ if complete else None
 
     def _put(self, round_: Round, tensor: int, value: Tensor | None) -> bool:
@@ -212,54 +227,61 @@ class EnsembleRun:
             self._advance()
 
     def _begin(self, index: int, round_: Round) -> None:
-        binding, whole = self._binding, self._request
+        binding, whole, owner = self._binding, self._request, self._owner
         assert binding is not None
-        step = self._owner.graph.steps[index]
+        step = binding.steps[index]
         inputs = {}
-        marks: Marks | None = None
-        for name, tensor, convert in binding.inputs[index]:
-            value = round_.values[tensor]
+        values = round_.values
+        for name, tensor, convert in step.inputs:
+            value = values[tensor]
             if value is not None:
                 array = value.array if convert is None else convert(value.array)
                 inputs[name] = Tensor(name, value.datatype, array)
-            if round_.marks and tensor in round_.marks:
-                if marks is not None and marks != round_.marks[tensor]:
-                    logger.warning("ensemble '%s': inputs of %r belong to different sequences", self._owner.name, step)
-                marks = marks or round_.marks[tensor]
-        for tensor in step.taken:
-            round_.take(tensor)
-        self._let_go(round_)
-        call = _Call(self, step, round_, marks)
-        request = InferenceRequest(
-            step.model,
-            inputs,
-            call,
-            model_version=step.version,
-            id=whole.id,
-            requested_outputs=binding.requested[index],
-            parameters=whole.parameters,
-        )
+        request = StepRequest(self, step, round_, inputs, owner.clock())
+        request.model_version = step.version
+        request.id = whole.id
+        request.requested_outputs = step.requested
+        request.parameters = whole.parameters
         request.priority = whole.priority
         request.timeout_us = whole.timeout_us
-        request.correlation_id, request.sequence_start, request.sequence_end = marks or (
-            whole.correlation_id,
-            whole.sequence_start,
-            whole.sequence_end,
-        )
         request.tally = self._tally
+        request.at_once = owner.inflight_count == 1 and self._started
+        self._started = True
+        marks = self._marks_for(step, round_) if round_.marks else None
+        if marks is None:
+            request.correlation_id = whole.correlation_id
+            request.sequence_start = whole.sequence_start
+            request.sequence_end = whole.sequence_end
+        else:
+            request.marks = marks
+            request.correlation_id, request.sequence_start, request.sequence_end = marks
+        for tensor in step.step.taken:
+            round_.take(tensor)
+        if not round_.held and round_.number in self._rounds:
+            del self._rounds[round_.number]
         if whole.trace is not None:
             request.trace = whole.trace.child(request)
-        call.request = request
-        self._calls.add(call)
+        self._calls.add(request)
         try:
-            binding.model_of[index].infer(request)
+            step.infer(request)
         except DoorstepError as error:
-            self._calls.discard(call)
+            self._calls.discard(request)
             if request.trace is not None:
-                request.sender.release()  # type: ignore[attr-defined]  # the trace stands before the call
-            if self._owner.limits is not None:
-                self._owner.limits[index].release()
-            self.fail(error, step)
+                request.sender.release()  # type: ignore[attr-defined]  # the trace stands before the request
+            request.sender = _NOBODY
+            if owner.limits is not None:
+                owner.limits[index].release()
+            self.fail(error, step.step)
+
+    def _marks_for(self, step: BoundStep, round_: Round) -> Marks | None:
+        """The sequence that the step's inputs belong to, where a response has set it."""
+        found: Marks | None = None
+        for _, tensor, _ in step.inputs:
+            marks = (round_.marks or {}).get(tensor)
+            if found is not None and marks not in (None, found):
+                logger.warning("ensemble '%s': inputs of %r belong to different sequences", self._owner.name, step.step)
+            found = found or marks
+        return found
 
     def _let_go(self, round_: Round) -> None:
         """Long streams have many rounds."""
@@ -276,7 +298,8 @@ class EnsembleRun:
             value = round_.values[tensor]
             if value is not None:
                 outputs.append(Tensor(name, value.datatype, value.array if convert is None else convert(value.array)))
-            marks = round_.marks.get(tensor, marks)
+            if round_.marks:
+                marks = round_.marks.get(tensor, marks)
             round_.take(tensor)
         self._let_go(round_)
         request = self._request
@@ -300,13 +323,13 @@ class EnsembleRun:
         binding = self._binding
         if binding is not None:
             for call in self._calls:
-                if binding.streams[call.step.index]:
-                    call.request.stalled = True
+                if call.step.streams:
+                    call.stalled = True
 
     def _resume(self, request: InferenceRequest) -> None:
         if not self._waiting:
             for call in tuple(self._calls):
-                call.request.room()
+                call.room()
 
     # Ends
 
@@ -348,7 +371,7 @@ class EnsembleRun:
             for limit in self._owner.limits:
                 self._waiting -= limit.forget(self)
         for call in tuple(self._calls):
-            call.request.cancel()
+            call.cancel()
         self._end_if_over()
 
     def _send(self, response: InferenceResponse, final: bool) -> None:
