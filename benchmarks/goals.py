@@ -56,6 +56,8 @@ PYTHON_RATE = (Goal("triton", "rate", "least", 1.5),)
 PYTHON_BYTES = (Goal("triton", "rate", "least", 1.5),)
 
 ONE_MLP = "one MLP"
+CACHE_LATENCY = (Goal(ONE_MLP, "p50_us", "most", 1.3),)
+CACHE_CPU = (Goal(ONE_MLP, "cpu_us", "most", 1.3),)
 ENSEMBLE_LATENCY = (Goal(ONE_MLP, "p50_us", "most", 1.5),)
 ENSEMBLE_RATE = (Goal(ONE_MLP, "rate", "least", 0.5),)
 

@@ -126,6 +126,17 @@ def ensemble_repository(folder: Path) -> Path:
     return folder
 
 
+def cached_repository(folder: Path) -> Path:
+    """An MLP, and the same one with a response cache."""
+    config = (
+        f'backend: "onnxruntime"\nmax_batch_size: {MLP_MAX_BATCH}\ndynamic_batching {{ }}\n{_ONE_INSTANCE}{_ONE_THREAD}'
+    )
+    for name, more in (("mlp", ""), ("cached_mlp", "response_cache { enable: true }\n")):
+        write_mlp(folder / name / "1" / "model.onnx")
+        (folder / name / "config.pbtxt").write_text(config + more)
+    return folder
+
+
 def bare_repository(folder: Path) -> Path:
     """One ONNX file and no config: what start-up time and idle memory are measured with."""
     write_mlp(folder / "mlp" / "1" / "model.onnx")

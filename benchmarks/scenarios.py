@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import bare, goals, models, procfs
+from benchmarks.cache import cache
 from benchmarks.common import (
     INFER,
     Bench,
@@ -223,6 +224,7 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "python-small": python_small,
     "python-large": python_large,
     "ensemble": ensemble,
+    "cache": cache,
     "streaming": streaming,
     "sequences": sequences,
     "minilm": minilm,
@@ -231,4 +233,4 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "agreement": agreement,
 }
 # These start what they need themselves.
-PEERLESS = {"ensemble", "streaming", "sequences", "minilm", "start-up", "install"}
+PEERLESS = {"ensemble", "cache", "streaming", "sequences", "minilm", "start-up", "install"}
