@@ -193,7 +193,11 @@ class Runner:
         if request.cancelled:  # answered when it was cancelled
             return
         now = self._clock()
-        stream = self._stream(request, now)
+        stream = self._streams.get(request)
+        if stream is None:
+            if request.on_cancel is None:  # it has had its last response: nobody can cancel it any more
+                return
+            stream = self._stream(request, now)
         if stream.ended:
             return
         number = stream.count
