@@ -65,8 +65,18 @@ def wrk(port: int, path: str, body: HttpBody, *, connections: int, seconds: floa
     return Load(found["requests"], found["seconds"], found["p50_us"], found["p99_us"])
 
 
-def h2load(port: int, message: Path, *, answer_bytes: int, connections: int, seconds: float, streams: int = 1) -> Load:
-    """Calls ModelInfer with the gRPC message in `message` (its 5-byte prefix included), `streams` at once a connection.
+def h2load(
+    port: int,
+    message: Path,
+    *,
+    answer_bytes: int,
+    connections: int,
+    seconds: float,
+    streams: int = 1,
+    path: str = SERVICE_PATH,
+) -> Load:
+    """Calls ModelInfer, or the method at `path`, with the gRPC message in `message` (its 5-byte prefix included),
+    `streams` at once a connection.
 
     h2load sees HTTP's status, not gRPC's, but an error has no message: `answer_bytes` a request must have come back.
     """
@@ -84,7 +94,7 @@ def h2load(port: int, message: Path, *, answer_bytes: int, connections: int, sec
             f"--log-file={log}",
             "-Hcontent-type: application/grpc",
             "-Hte: trailers",
-            f"http://127.0.0.1:{port}{SERVICE_PATH}",
+            f"http://127.0.0.1:{port}{path}",
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
