@@ -177,7 +177,9 @@ MODELS: dict[str, tuple[str, str | None, tuple[str, ...], dict[str, str]]] = {
     ),
     "streams": _ensemble(_step("e_many", {"X": "IN"}, {"Y": "OUT"}), _IN, _OUT),
     # none of these can be loaded
-    "x_absent": _ensemble(_step("nobody", {"X": "IN"}, {"Y": "t"}) + _step("e_add", {"X": "t"}, {"Y": "OUT"}), _IN, _OUT),
+    "x_absent": _ensemble(
+        _step("nobody", {"X": "IN"}, {"Y": "t"}) + _step("e_add", {"X": "t"}, {"Y": "OUT"}), _IN, _OUT
+    ),
     "x_broken": _ensemble(_step("e_broken", {"X": "IN"}, {"Y": "OUT"}), _IN, _OUT),
     "x_outer": _ensemble(_step("x_broken", {"IN": "IN"}, {"OUT": "OUT"}), _IN, _OUT),
     "x_version": _ensemble(_step("e_add", {"X": "IN"}, {"Y": "OUT"}, 3), _IN, _OUT),
