@@ -33,7 +33,7 @@ from doorstep.latencies import Latencies
 from doorstep.memory import give_back
 from doorstep.repository.base import VersionSpec
 from doorstep.request import Batch, InferenceRequest
-from doorstep.scheduler.base import Resizable
+from doorstep.scheduler.base import Resizable, Sequential
 from doorstep.scheduler.build import build_scheduler
 from doorstep.scheduler.cached import with_cache
 from doorstep.services import NO_SERVICES, Services
@@ -126,6 +126,15 @@ class Model:
     @property
     def inflight_count(self) -> int:
         return self.scheduler.inflight_count
+
+    @property
+    def sequence_count(self) -> int:
+        """Sequences that have begun and not ended."""
+        return self.scheduler.sequence_count if isinstance(self.scheduler, Sequential) else 0
+
+    async def sequences_ended(self) -> None:
+        if isinstance(self.scheduler, Sequential):
+            await self.scheduler.ended()
 
     @property
     def saturation(self) -> float:

@@ -95,11 +95,17 @@ class InferenceServer:
 
         `model` is what `model()` gave for the request in this very turn of the loop, where the caller needed it anyway.
         Raises DoorstepError for one that is refused; it is still the caller's then."""
-        if self._stopping:
+        if self._stopping and not self._goes_on(request):
             raise Unavailable(STOPPING)
         if model is None:
             model = self._find(request.model_name, request.model_version)
         model.infer(request)
+
+    def _goes_on(self, request: InferenceRequest) -> bool:
+        """Whether it belongs to a sequence that may have begun; a server that stops lets those go on."""
+        if not request.correlation_id or request.sequence_start:
+            return False
+        return self._find(request.model_name, request.model_version).sequence_count > 0
 
     # Models
 
@@ -146,13 +152,15 @@ class InferenceServer:
         return report
 
     def stop_accepting(self) -> None:
-        """Not ready from now on, and no new inference."""
+        """Not ready from now on, and no new inference but in sequences that have begun."""
         self._stopping = True
 
     async def drain(self, timeout_s: float) -> bool:
-        """Returns when every request taken has been answered (True), or after `timeout_s`."""
+        """Returns when every request taken has been answered and every sequence has ended (True), or after
+        `timeout_s`."""
         self._stopping = True
         waiting = [asyncio.ensure_future(model.drain()) for model in self.models() if model.inflight_count]
+        waiting += [asyncio.ensure_future(model.sequences_ended()) for model in self.models() if model.sequence_count]
         if not waiting:
             return True
         _, unfinished = await asyncio.wait(waiting, timeout=timeout_s)

@@ -53,3 +53,15 @@ class Resizable(Protocol):
 
     async def remove_worker(self, worker: Worker) -> None:
         """Gives it nothing more to do; returns when all it has been given is answered, and it may be closed."""
+
+
+@runtime_checkable
+class Sequential(Protocol):
+    """A scheduler whose requests belong to sequences. A server that stops lets those go on that have begun."""
+
+    @property
+    def sequence_count(self) -> int:
+        """Sequences that have begun and not ended."""
+
+    async def ended(self) -> None:
+        """Returns when every sequence has ended, and every request has been answered."""

@@ -153,6 +153,9 @@ class SequenceScheduler:
     async def drained(self) -> None:
         await self._runner.drained(lambda: not self.inflight_count)
 
+    async def ended(self) -> None:
+        await self._runner.drained(lambda: not self.inflight_count and not self.sequence_count)
+
     def close(self) -> None:
         self._alarm.close()
 
@@ -283,11 +286,11 @@ class SequenceScheduler:
         slot.sequence = None
         if slot.batcher.leaving:
             slot.batcher.leaving -= 1
-            self._runner.tell()
-            return
-        self._move_in(slot)
-        if slot.sequence is None:
-            heappush(self._ready, slot)
+        else:
+            self._move_in(slot)
+            if slot.sequence is None:
+                heappush(self._ready, slot)
+        self._runner.tell()
 
     def _move_in(self, slot: Slot) -> None:
         """Gives the slot the first sequence of the backlog that nobody has cancelled."""
