@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from doorstep import __version__, proto
 from doorstep.cache.local import LocalCache
 from doorstep.errors import FailureReason
+from doorstep.latencies import Latencies
 from doorstep.observability.machine_metrics import CpuAndMemory, LoopLag
 from doorstep.observability.metrics import MetricsEndpoint, Snapshot, render
 from doorstep.repository.base import IndexEntry
@@ -326,6 +327,9 @@ def test_the_documentation_lists_every_metric_and_no_other() -> None:
     documented = set(re.findall(r"`((?:nv|doorstep)_\w+)`", (ROOT / "docs" / "observability.md").read_text()))
     model = busy_model()
     model.scheduler.cache = cache = LocalCache(1)
-    text = exposition(model, cache=lambda: cache)
+    model.stats.latencies = Latencies((0.5,), (1,))
+    uncached = FakeModel("bert")
+    uncached.stats.latencies = Latencies((0.5,), ())
+    text = exposition(model, uncached, cache=lambda: cache)
     emitted = set(re.findall(r"^# TYPE ((?:nv|doorstep)_\w+)", text, re.MULTILINE))
     assert documented == emitted

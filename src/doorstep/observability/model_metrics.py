@@ -150,20 +150,19 @@ def model_families(readings: Sequence[ModelReading], *, counter_latencies: bool 
 
 def _detailed_families(readings: Sequence[ModelReading]) -> Iterable[Metric]:
     """What --metrics-config adds."""
-    detailed = [(model.labels, model.stats) for model in readings if model.stats.latencies is not None]
+    detailed = [(model.labels, model.stats, model.cached) for model in readings if model.stats.latencies is not None]
     for name, text, choose in TRITON_SUMMARIES:
         family = SummaryMetricFamily(name, text)
-        for labels, stats in detailed:
+        for labels, stats, cached in detailed:
             latencies: Latencies = stats.latencies
             # As in Triton, a model with a cache has no summary of requests: it would mix hits and executions.
-            cached = bool(stats.cache_hit_count or stats.cache_miss_count)
             wanted = cached if "cache" in name else not (cached and "request" in name)
             if latencies.quantiles and wanted:
                 _add_summary(family, labels, choose(latencies), latencies.quantiles)
         if family.samples:
             yield family
     histogram = HistogramMetricFamily(FIRST_RESPONSE, "Milliseconds from a request to its first response")
-    for labels, stats in detailed:
+    for labels, stats, _ in detailed:
         found = stats.latencies.first_response_ms
         if found is not None:
             _add_histogram(histogram, labels, found, found.bounds, 1)
