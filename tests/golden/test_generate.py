@@ -104,6 +104,8 @@ def test_a_model_that_is_not_decoupled_generates_too(served: Served, verb: str) 
         ("batched", [7, 8, 9], [7, 8, 9]),  # one batch row: the innermost variable dimension takes all
         ("table", list(range(12)), list(range(12))),
         ("words", "alone", "alone"),
+        ("vector", [], []),
+        ("batched", [], []),  # one row of none, as Triton 2.51
         ("flag", True, True),
     ],
 )

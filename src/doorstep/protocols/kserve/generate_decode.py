@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
 from doorstep.config.model import ModelConfig, TensorSpec
 from doorstep.errors import DoorstepError, Internal, InvalidArgument
 from doorstep.protocols.kserve.bytes_tensors import tensor_of_elements
@@ -17,7 +19,7 @@ from doorstep.protocols.kserve.json_parameters import as_string, custom_paramete
 from doorstep.protocols.kserve.json_text import loads
 from doorstep.request import InferenceRequest, Parameter
 from doorstep.types import BYTES, Tensor
-from doorstep.validation import UnfitTensor, request_prefix
+from doorstep.validation import request_prefix
 from doorstep.wire.exchange import Buffer
 
 NESTED = "parameters"  # the one key whose value is an object of more keys
@@ -110,20 +112,19 @@ class _Reader:
             size = sum(map(len, elements)) + 4 * len(elements)
         else:
             size = count * spec.datatype.itemsize
+        if before + size > self._limit:
+            raise InvalidArgument(
+                f"request size of {before} bytes with input '{name}' of size {size} bytes exceeds the maximum "
+                f"allowed input size of {self._limit}. Use --http-max-input-size to increase the limit."
+            )
+        shape = _shape(spec, count)
         tensor: Tensor
-        if size == 0:
-            tensor = UnfitTensor(name, spec.datatype, (), 0)
+        if spec.datatype is BYTES:
+            tensor = tensor_of_elements(name, shape, elements)
+        elif count == 0:
+            tensor = Tensor(name, spec.datatype, np.empty(shape, spec.datatype.numpy))
         else:
-            if before + size > self._limit:
-                raise InvalidArgument(
-                    f"request size of {before} bytes with input '{name}' of size {size} bytes exceeds the maximum "
-                    f"allowed input size of {self._limit}. Use --http-max-input-size to increase the limit."
-                )
-            shape = _shape(spec, count)
-            if spec.datatype is BYTES:
-                tensor = tensor_of_elements(name, shape, elements)
-            else:
-                tensor = json_tensor(name, spec.datatype, shape, elements)
+            tensor = json_tensor(name, spec.datatype, shape, elements)
         if name in request.inputs:
             raise InvalidArgument(f"{request_prefix(request.id)}input '{name}' already exists in request")
         request.inputs[name] = tensor
