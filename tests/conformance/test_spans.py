@@ -29,6 +29,23 @@ SPAN_ID = "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
 COMPUTE = ["COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END"]
 
+CALLING = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            print("context", request.trace().get_context(), flush=True)
+            call = pb_utils.InferenceRequest(
+                model_name="ident", requested_output_names=["y"], trace=request.trace(),
+                inputs=[pb_utils.get_input_tensor_by_name(request, "x")],
+            )
+            answer = call.exec()
+            responses.append(pb_utils.InferenceResponse([pb_utils.get_output_tensor_by_name(answer, "y")]))
+        return responses
+"""
+
 
 class Collector(http.server.ThreadingHTTPServer):
     """Takes OTLP, as a collector does, and keeps it by request. `status` is what it answers."""
@@ -93,6 +110,12 @@ def parse(body: bytes) -> ExportTraceServiceRequest:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("spanned")
     save_identity(found / "ident" / "7" / "model.onnx")
+    (found / "calling" / "1").mkdir(parents=True)
+    (found / "calling" / "1" / "model.py").write_text(CALLING)
+    (found / "calling" / "config.pbtxt").write_text(
+        'backend: "python" input [ { name: "x" data_type: TYPE_FP32 dims: [-1, 4] } ]'
+        ' output [ { name: "y" data_type: TYPE_FP32 dims: [-1, 4] } ]'
+    )
     return found
 
 
@@ -110,11 +133,11 @@ def options(url: str, *more: str) -> list[str]:
 QUICK = "opentelemetry,bsp_schedule_delay=50"
 
 
-def http_infer(server: ServerProcess, id: str = "", **headers: str) -> None:
+def http_infer(server: ServerProcess, id: str = "", model: str = "ident", **headers: str) -> None:
     tensor = triton_http.InferInput("x", [1, 4], "FP32")
     tensor.set_data_from_numpy(np.zeros([1, 4], np.float32))
     with triton_http.InferenceServerClient(server.http) as client:
-        client.infer("ident", [tensor], request_id=id, headers=headers)
+        client.infer(model, [tensor], request_id=id, headers=headers)
 
 
 def grpc_infer(server: ServerProcess, id: str = "", **headers: str) -> None:
@@ -168,6 +191,23 @@ def test_whoever_sends_a_trace_context_is_traced_in_it_whatever_the_rate(
     assert root.trace_state == "vendor=1"
     assert attributes(model)["triton.request_id"] == "traced"
     assert collector.requests.empty()
+
+
+def test_the_context_goes_on_through_a_model_that_calls_another(models: Path, collector: Collector) -> None:
+    with ServerProcess(models, *options(collector.url, QUICK, "rate=0")) as server:
+        http_infer(server, "outer", "calling", traceparent=TRACEPARENT, tracestate="vendor=1")
+        spans = collector.spans(5)
+        [line] = [line for line in server.logs().splitlines() if "context {" in line]
+    assert {span.trace_id.hex() for span in spans} == {TRACE_ID}
+    by_name = {span.name: span for span in spans if span.name != "compute"}
+    calling, called = by_name["calling"], by_name["ident"]
+    assert called.parent_span_id == calling.span_id
+    assert calling.parent_span_id == by_name["InferRequest"].span_id
+    assert attributes(called)["triton.trace_parent_id"] == attributes(calling)["triton.trace_id"]
+    assert json.loads(line[line.index("{") :]) == {
+        "traceparent": f"00-{TRACE_ID}-{calling.span_id.hex()}-01",
+        "tracestate": "vendor=1",
+    }
 
 
 def test_the_resource_says_which_service_it_is(models: Path, collector: Collector) -> None:
