@@ -9,18 +9,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
-import fcntl
 import gc
 import logging
 import mmap
 import os
-import select
-import signal
 import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +31,7 @@ from doorstep.trace import TraceContext
 from doorstep.types import Array
 from doorstep.workers.channel import Channel
 from doorstep.workers.child_calls import ChildServer
+from doorstep.workers.child_process import LogHandler, end_with_the_server, name_process, print_traceback
 from doorstep.workers.child_request import SEQUENCE_END, SEQUENCE_START, WorkerRequest
 from doorstep.workers.child_side import ChildSide
 from doorstep.workers.execute import execute
@@ -143,7 +140,7 @@ class Worker:
             log=self.log,
             server=self._server,
         )
-        _name_process(context.instance_name)
+        name_process(context.instance_name)
         self._instance = find_backend(meta["backend"], meta["backend_config"]).load_instance(context)
         self._context = context
         gc.collect()
@@ -308,50 +305,8 @@ def _has_outputs(result: Any) -> bool:
     return type(result) is list or (type(result) is dict and "outputs" in result)
 
 
-def print_traceback(error: BaseException) -> None:
-    try:
-        traceback.print_exception(error)
-    except Exception:  # noqa: S110 (model code closed or replaced stderr: nobody is left to tell)
-        pass
-
-
-class _LogHandler(logging.Handler):
-    """What doorstep's own code logs in this process goes to the server as it is."""
-
-    _LEVELS = {"DEBUG": "VERBOSE", "CRITICAL": "ERROR"}
-
-    def __init__(self, worker: Worker) -> None:
-        super().__init__()
-        self._worker = worker
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = self._LEVELS.get(record.levelname, record.levelname)
-        self._worker.log(level, self.format(record))
-
-
-def _name_process(name: str) -> None:
-    """What `ps` and `top` call it."""
-    try:
-        Path("/proc/self/comm").write_text(f"ds:{name}"[:15])
-    except OSError:
-        pass
-
-
-def _end_with_the_server(lifeline: int) -> None:
-    """The kernel kills this process as soon as the server's end of the pipe is closed, however the server ended.
-
-    Unlike PR_SET_PDEATHSIG this does not depend on the thread that started the process; unlike reading the pipe, it
-    works while model code holds the interpreter's lock.
-    """
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], [], [], 0)[0]:
-        os._exit(0)  # it ended while we started
-
-
 def main(socket_fd: int, side_fd: int, flags_fd: int, lifeline_fd: int) -> None:
-    _end_with_the_server(lifeline_fd)
+    end_with_the_server(lifeline_fd)
     faulthandler.enable()  # a crash in native code leaves a stack in the log
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -366,7 +321,7 @@ def main(socket_fd: int, side_fd: int, flags_fd: int, lifeline_fd: int) -> None:
     os.close(flags_fd)
     worker = Worker(Channel(sock), flags, Channel(socket.socket(fileno=side_fd)))
     logger = logging.getLogger("doorstep")
-    logger.addHandler(_LogHandler(worker))
+    logger.addHandler(LogHandler(worker.log))
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:

@@ -10,7 +10,6 @@ process is loading waits for it, at most `HELD_SECONDS`; one submitted between t
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -21,16 +20,17 @@ from typing import Any
 
 from doorstep.backends.base import InstanceContext
 from doorstep.backends.table import find_backend
-from doorstep.errors import BackendError, DoorstepError, FailureReason, InvalidArgument, Unavailable
+from doorstep.errors import BackendError, DoorstepError, FailureReason, Unavailable
 from doorstep.request import LATER, Batch, InferenceRequest
 from doorstep.services import NO_SERVICES, Services
 from doorstep.workers.base import Done
-from doorstep.workers.frames import Kind, Layout, ProtocolError, read_tensors
+from doorstep.workers.ending import LoopClosed, call_on_loop, end_process
+from doorstep.workers.frames import Layout, ProtocolError, read_tensors
 from doorstep.workers.link import Link
-from doorstep.workers.loading import complete_config, load_process, log_to_model, seconds_from
+from doorstep.workers.loading import complete_config, log_to_model
 from doorstep.workers.outcome import read_result
-from doorstep.workers.side import Side
-from doorstep.workers.spawn import Log, Process, ProcessEnded
+from doorstep.workers.side import Loaded, load
+from doorstep.workers.spawn import Log, Process
 
 __all__ = ["ProcessWorker", "complete_config", "start_process_worker"]
 
@@ -79,38 +79,10 @@ def start_process_worker(
         context.config.proto, context.model_directory, context.version_directory, context.backend_config
     )
     context = replace(context, python=python)
-    loaded = _load(context, backend, log, loop, services, spare)
+    loaded = load(context, backend, log, loop, services, spare)
     worker = ProcessWorker(context, backend, loaded, loop=loop, log=log, on_restart=on_restart, services=services)
     loop.call_soon_threadsafe(worker.attach)
     return worker
-
-
-Loaded = tuple[Process, Side, bool]  # and whether the model may say that it is not ready
-
-
-def _load(
-    context: InstanceContext,
-    backend: str,
-    log: Log,
-    loop: asyncio.AbstractEventLoop,
-    services: Services,
-    spare: Process | None = None,
-) -> Loaded:
-    sides: list[Side] = []
-
-    def begin(process: Process) -> None:
-        side = Side(process, context.config.name, services, loop)
-        sides.append(side)
-        loop.call_soon_threadsafe(side.attach)  # the model may ask the server while it loads
-
-    has_server = services.infer is not NO_SERVICES.infer
-    try:
-        process, asks = load_process(context, backend, log, spare, begin=begin, has_server=has_server)
-    except BaseException:
-        for side in sides:
-            side.quietly_close()
-        raise
-    return process, sides[0], asks
 
 
 class ProcessWorker:
@@ -320,7 +292,7 @@ class ProcessWorker:
         loaded: Loaded | None = None
         error: DoorstepError | None = None
         try:
-            loaded = _load(self._context, self._backend, self._log, self._loop, self._services)
+            loaded = load(self._context, self._backend, self._log, self._loop, self._services)
         except DoorstepError as raised:
             error = raised
         except Exception as raised:
@@ -387,23 +359,13 @@ class ProcessWorker:
 
     def close(self) -> None:
         """Off the loop; blocks until the process has unloaded and ended, or has been killed."""
-        if not self._on_loop(self._leave_loop):
-            return
-        process = self._link.process
         try:
-            process.ask(
-                Kind.UNLOAD, {}, timeout=seconds_from(self._context.backend_config, "unload-timeout-seconds", 10)
-            )
-            gone = process.wait(5.0)
-        except ProcessEnded:
-            gone = True
-        except (DoorstepError, ProtocolError, TimeoutError, InvalidArgument) as error:
-            self._log("WARNING", f"{self.name}: its process does not unload and is ended: {error or 'no answer'}")
-            gone = False
-        if not gone:
-            process.signal(signal.SIGTERM)
-            process.wait(2.0)
-        process.close()
+            had_process = call_on_loop(self._loop, self._leave_loop)
+        except LoopClosed:
+            had_process, self.state = self.healthy, State.CLOSED
+        if not had_process:
+            return
+        end_process(self._link.process, self._context.backend_config, self._log)
         self._side.quietly_close()
 
     def _leave_loop(self) -> bool:
@@ -419,28 +381,3 @@ class ProcessWorker:
             self._finish(self._unavailable())
         self._streams.fail(self._unavailable())
         return had_process
-
-    def _on_loop(self, call: Callable[[], bool]) -> bool:
-        """Runs `call` on the loop and waits, unless this is the loop's thread, or no loop runs any more."""
-        loop = self._loop
-        with suppress(RuntimeError):
-            if asyncio.get_running_loop() is loop:
-                return call()
-        result: list[bool] = []
-        finished = threading.Event()
-
-        def run() -> None:
-            try:
-                result.append(call())
-            finally:
-                finished.set()
-
-        try:
-            loop.call_soon_threadsafe(run)
-        except RuntimeError:  # it is closed
-            had_process, self.state = self.healthy, State.CLOSED
-            return had_process
-        while not finished.wait(0.5):
-            if not loop.is_running():
-                return call()
-        return result[0]

@@ -1,6 +1,7 @@
 """All that goes on beside the batches of one worker process: responses one by one, calls of other models, readiness.
 
-There from before the model is loaded until the process has ended. Knows no restart. Touched only from the event loop.
+There from before the model is loaded until the process has ended. Knows no restart. `Side` is touched only from the
+event loop.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from doorstep.services import Services
+from doorstep.backends.base import InstanceContext
+from doorstep.services import NO_SERVICES, Services
 from doorstep.workers.calls import Calls
 from doorstep.workers.frames import Kind, ProtocolError
+from doorstep.workers.loading import load_process
 from doorstep.workers.side_link import SideLink
-from doorstep.workers.spawn import Process
+from doorstep.workers.spawn import Log, Process
 from doorstep.workers.streams import Streams
 
 READY_SECONDS = 5.0  # Triton's
@@ -106,3 +109,32 @@ class Side:
     def _kill(self, why: str) -> None:
         self._process.budget("ERROR", f"the process is killed: it sent {why}")
         self._process.signal(signal.SIGKILL)
+
+
+Loaded = tuple[Process, Side, bool]  # and whether the model may say that it is not ready
+
+
+def load(
+    context: InstanceContext,
+    backend: str,
+    log: Log,
+    loop: asyncio.AbstractEventLoop,
+    services: Services,
+    spare: Process | None = None,
+) -> Loaded:
+    """A process with the instance loaded. Blocking: for a loader's thread. Raises DoorstepError."""
+    sides: list[Side] = []
+
+    def begin(process: Process) -> None:
+        side = Side(process, context.config.name, services, loop)
+        sides.append(side)
+        loop.call_soon_threadsafe(side.attach)  # the model may ask the server while it loads
+
+    has_server = services.infer is not NO_SERVICES.infer
+    try:
+        process, asks = load_process(context, backend, log, spare, begin=begin, has_server=has_server)
+    except BaseException:
+        for side in sides:
+            side.quietly_close()
+        raise
+    return process, sides[0], asks
