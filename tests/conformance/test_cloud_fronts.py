@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,45 @@ def test_a_path_that_is_not_sagemakers_is_refused(sagemaker: Front, url: str) ->
     found = sagemaker.call("POST", "/models", json={"model_name": "a", "url": url}, headers=SECRET)
     assert found.status_code == 400
     assert sagemaker.call("GET", "/models", headers=SECRET).json() == {"models": []}
+
+
+@pytest.fixture
+def archive() -> Iterator[Path]:
+    """Where SageMaker puts a model; its path is fixed."""
+    root = Path("/opt/ml/models") / f"doorstep{os.getpid()}"
+    try:
+        (root / "model").mkdir(parents=True)
+    except OSError:
+        pytest.skip("/opt/ml/models cannot be written here")
+    yield root
+    shutil.rmtree(root)
+
+
+def test_a_model_of_a_multi_model_endpoint_is_loaded_invoked_and_unloaded(archive: Path, tmp_path: Path) -> None:
+    save_adder(archive / "model" / "inner" / "1" / "model.onnx", 5.0)
+    (archive / "model" / "inner" / "config.pbtxt").write_text('name: "inner"\nbackend: "onnxruntime"\n')
+    (port,) = free_ports(1)
+    options = ("--model-control-mode=explicit", "--allow-sagemaker=true", f"--sagemaker-port={port}")
+    load = {"model_name": "hash1", "url": f"{archive}/model"}
+    target = {"X-Amzn-SageMaker-Target-Model": "adder.tar.gz"}
+    with ServerProcess(tmp_path, *options) as server:
+        front = Front(server, port)
+        found = front.call("POST", "/models", json=load, headers=target)
+        assert (found.status_code, found.content) == (200, b"")
+        assert front.call("POST", "/models", json=load, headers=target).status_code == 409
+        assert front.call("GET", "/models/hash1").json() == {"modelName": "hash1", "modelUrl": f"{archive}/model"}
+        found = front.call("POST", "/models/hash1/invoke", json=BODY, headers=target)
+        assert found.json()["outputs"][0]["data"] == [6.0]
+        wrong = {"inputs": [{**BODY["inputs"][0], "datatype": "INT32"}]}
+        assert front.call("POST", "/models/hash1/invoke", json=wrong, headers=target).status_code == 400
+        assert front.call("POST", "/models/hash1/invoke", json=BODY).status_code == 400  # no model is called so
+        found = front.call("DELETE", "/models/hash1", headers=target)
+        assert (found.status_code, found.content) == (200, b"")
+        assert front.call("GET", "/models").json() == {"models": []}
+        assert front.call("POST", "/models/hash1/invoke", json=BODY, headers=target).status_code == 404
+        missing = {"model_name": "hash2", "url": f"{archive}/model/nothing"}
+        assert front.call("POST", "/models", json=missing).status_code == 400
+        assert front.call("POST", "/models", json=load, headers=target).status_code == 200  # and again
 
 
 # Vertex AI
