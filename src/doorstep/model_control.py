@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from doorstep.errors import InvalidArgument
+from doorstep.errors import InvalidArgument, NotFound
 from doorstep.repository.base import LoadRequest
 from doorstep.server import InferenceServer
 from doorstep.services import Handler
@@ -33,7 +33,11 @@ def model_handlers(server: InferenceServer) -> dict[str, Handler]:
         await server.unload(payload["name"], payload["unload_dependents"])
 
     async def ready(_: str, payload: Any, __: bytes) -> bool:
-        return server.model_ready(payload["name"], payload["version"])
+        """Of a model the server does not know: no, as Triton says to models; clients are told that it is not found."""
+        try:
+            return server.model_ready(payload["name"], payload["version"])
+        except NotFound:
+            return False
 
     async def properties(_: str, payload: Any, __: bytes) -> dict[str, bool]:
         return {"decoupled": server.model(payload["name"], payload["version"]).config.decoupled}

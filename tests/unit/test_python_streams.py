@@ -114,7 +114,7 @@ class Model(doorstep.Model):
             self.closed = True
 """
     model = Loaded(tmp_path, source)
-    model.instance._model.leave = lambda: model.requests[0].cancel()
+    model.instance._model.leave = lambda: [request.cancel() for request in model.requests]
     model.run({"n": array(0)})
     assert model.instance._model.closed
     sent = [model.next() for _ in range(model.emitted.qsize())]

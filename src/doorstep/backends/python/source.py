@@ -67,7 +67,7 @@ def find_file(proto: Any, model_directory: Path, version_directory: Path) -> Pat
 
 def _import(model: str, path: Path, version_directory: Path) -> ModuleType:
     """As Triton does: the module is `<version>.<stem>`; files beside it and in the model's folder can be imported."""
-    sys.modules["triton_python_backend_utils"] = triton_compat
+    _give_triton()
     for folder in (version_directory, version_directory.parent):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
@@ -77,9 +77,14 @@ def _import(model: str, path: Path, version_directory: Path) -> ModuleType:
     return _execute(model, f"{package.__name__}.{path.stem}", path)
 
 
+def _give_triton() -> None:
+    """Both names that Triton's models import; there the second is the part written in C++."""
+    sys.modules["triton_python_backend_utils"] = sys.modules["c_python_backend_utils"] = triton_compat
+
+
 def _import_backend(model: str, path: Path) -> ModuleType:
     """The model.py of a python-based backend: what lies beside it can be imported, and nothing of the model's."""
-    sys.modules["triton_python_backend_utils"] = triton_compat
+    _give_triton()
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     return _execute(model, path.stem, path)

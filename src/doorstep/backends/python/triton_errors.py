@@ -9,6 +9,10 @@ class TritonModelException(Exception):
     """What the API raises when it is used wrongly."""
 
 
+class ExecuteError(TritonModelException):
+    """What execute returned cannot be: said to clients without the name of the exception, as Triton does."""
+
+
 class TritonError:
     """An error for a response: a text and a code."""
 

@@ -13,7 +13,7 @@ from doorstep.backends.base import InstanceContext, ModelInstance
 from doorstep.backends.python import coroutines, triton_runtime
 from doorstep.backends.python.source import Source, describe, location_of, problem_of
 from doorstep.backends.python.triton_config import ModelConfig
-from doorstep.backends.python.triton_errors import TritonModelException, to_server
+from doorstep.backends.python.triton_errors import ExecuteError, TritonModelException, to_server
 from doorstep.backends.python.triton_requests import InferenceRequest, InferenceResponse, made_for
 from doorstep.backends.python.triton_runtime import Phase
 from doorstep.backends.python.triton_tensor import bytes_array
@@ -148,18 +148,18 @@ class TritonInstance(ModelInstance):
     # What execute returned
 
     def _check(self, requests: list[InferenceRequest], responses: Any) -> list[InferenceResponse | None]:
-        """One entry for each request; None where the answer goes another way. Raises TritonModelException."""
+        """One entry for each request; None where the answer goes another way. Raises ExecuteError."""
         if responses is None:
             return [None] * len(requests)
         if self.decoupled:
-            raise TritonModelException(
+            raise ExecuteError(
                 f"Python model '{self._context.instance_name}' is using the decoupled mode and the execute function "
                 "must return None."
             )
         if not isinstance(responses, list):
-            raise TritonModelException(f"Expected a list in the execute return, found type '{type(responses)}'.")
+            raise ExecuteError(f"Expected a list in the execute return, found type '{type(responses)}'.")
         if len(responses) != len(requests):
-            raise TritonModelException(
+            raise ExecuteError(
                 "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
                 f"InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(responses)}\n"
             )
@@ -167,16 +167,19 @@ class TritonInstance(ModelInstance):
             if response is None:
                 continue
             if request.rescheduled:
-                raise TritonModelException(
+                raise ExecuteError(
                     "Expected a None object in the execute function return list for reschduled request, found type "
                     f"'{type(response)}'."
                 )
             if not isinstance(response, InferenceResponse):
-                raise TritonModelException(
+                raise ExecuteError(
                     "Expected an 'InferenceResponse' object in the execute function return list, found type "
                     f"'{type(response)}'."
                 )
-            request.get_response_sender().count(response, final=True)
+            try:
+                request.get_response_sender().count(response, final=True)
+            except TritonModelException as error:
+                raise ExecuteError(str(error)) from None
         return responses
 
     def _verdict(self, request: InferenceRequest) -> Result:
@@ -234,7 +237,7 @@ class TritonInstance(ModelInstance):
         coroutines.start(coroutine, done)
 
     def _failed(self, error: BaseException) -> str:
-        text = str(error) if isinstance(error, DoorstepError | TritonModelException) else describe(error)
+        text = str(error) if isinstance(error, DoorstepError | ExecuteError) else describe(error)
         return f"Failed to process the request(s) for model '{self._context.instance_name}', message: {text}"
 
     def _log_traceback(self, error: BaseException) -> None:
