@@ -315,8 +315,7 @@ def test_what_cannot_be_is_answered_in_tritons_words(
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [
-    ],
+    [],
 )
 def test_what_is_not_built_yet_says_so(served: Served, method: str, path: str) -> None:
     found = requests.request(method, served.url + path, timeout=10)
