@@ -105,6 +105,7 @@ class Model:
             services,
             loop,
         )
+        self.namespace = ""  # its repository, where models of one name may be in several
         self.on_closed: Callable[[], None] = lambda: None  # on the loop, once it is closed
         self._loop = loop
         self._validate = Validator(config).validate
@@ -262,6 +263,7 @@ def load_model(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEv
         loop.call_soon_threadsafe(own.close)
         raise
     model.on_closed = own.close
+    model.namespace = spec.namespace
     cache = services.cache
     if cache is not None:
         model.content = content_of(model.config.proto, spec.version_directory, shared=cache.shared)

@@ -48,6 +48,8 @@ class ModelReading:
 
     def __init__(self, model: MeasuredModel) -> None:
         self.labels = {"model": model.name, "version": model.version}
+        if namespace := getattr(model, "namespace", ""):
+            self.labels["namespace"] = namespace
         for key, value in sorted(model.config.proto.metric_tags.items()):
             self.labels[f"_{_NOT_IN_A_LABEL.sub('_', key)}"] = value  # as Triton does
         self.stats: ModelStatistics = model.stats
@@ -177,6 +179,8 @@ def state_family(index: Iterable[IndexEntry]) -> Metric:
         if entry.state:
             for state in STATES:
                 labels = {"model": entry.name, "version": entry.version, "state": state.value}
+                if entry.namespace:
+                    labels["namespace"] = entry.namespace
                 family.add_sample(family.name, labels, float(entry.state == state.value))
     return family
 
