@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import dedent
 
+from .cache_cases import MODELS as CACHE_MODELS
 from .ensemble_cases import MODELS as ENSEMBLE_MODELS
 from .sequence_cases import MODELS as SEQUENCE_MODELS
 
@@ -302,10 +303,13 @@ MODELS: dict[str, tuple[str, str, tuple[str, ...], dict[str, str]]] = {
 }
 
 
+ALL_MODELS = {**ENSEMBLE_MODELS, **CACHE_MODELS, **SEQUENCE_MODELS, **MODELS}
+
+
 def write_repository(folder: Path, names: tuple[str, ...] | None = None) -> Path:
     """Writes the models called `names` (all of them where None) under `folder`, and returns it."""
     for name in names or tuple(MODELS):
-        config, code, versions, files = MODELS.get(name) or SEQUENCE_MODELS.get(name) or ENSEMBLE_MODELS[name]
+        config, code, versions, files = ALL_MODELS[name]
         model = folder / name
         model.mkdir(parents=True)
         (model / "config.pbtxt").write_text(config)

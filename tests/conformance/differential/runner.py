@@ -10,7 +10,17 @@ from typing import Any, Protocol, Self
 
 import grpc
 
-from . import ensemble_cases, grpc_cases, http_binary_cases, http_control_cases, http_infer_cases, http_option_cases, sequence_cases, settings_cases
+from . import (
+    cache_cases,
+    ensemble_cases,
+    grpc_cases,
+    http_binary_cases,
+    http_control_cases,
+    http_infer_cases,
+    http_option_cases,
+    sequence_cases,
+    settings_cases,
+)
 from .repository import LOADED, write_repository
 from .wire import Answer, GrpcCase, HttpCase, normal, send_grpc, send_http
 
@@ -49,6 +59,7 @@ RUNS = (
         (*http_control_cases.MODE_CASES, *grpc_cases.MODE_CASES),
     ),
     Run("ensembles", ensemble_cases.OPTIONS, tuple(ensemble_cases.MODELS), tuple(ensemble_cases.CASES)),
+    Run("cache", cache_cases.OPTIONS, tuple(cache_cases.MODELS), cache_cases.CASES),
     Run("settings", settings_cases.OPTIONS, ("multi",), tuple(settings_cases.CASES)),
     Run("sequences", ("--exit-timeout-secs=1",), tuple(sequence_cases.MODELS), sequence_cases.CASES),
 )
