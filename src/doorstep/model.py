@@ -220,8 +220,9 @@ class Model:
         proto.CopyFrom(self.config.proto)
         del proto.instance_group[:]
         proto.instance_group.extend(config.instance_group)
+        problems = check(proto, directory_name=self.name, partial=True)  # as written: `normalise` would mend a count
         normalise(proto)
-        if problems := unsupported(proto) + check(proto, directory_name=self.name):
+        if problems := problems or unsupported(proto) + check(proto, directory_name=self.name):
             raise ConfigError(self.name, problems)
         starting = asyncio.ensure_future(asyncio.to_thread(self._instances.prepare, proto.instance_group))
         try:

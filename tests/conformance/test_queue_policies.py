@@ -28,7 +28,7 @@ from doorstep.testing.server import ServerProcess
 
 pytestmark = pytest.mark.xdist_group("queue_policies")
 
-SECONDS = 60  # nothing here takes as long
+SECONDS = 30  # nothing here takes as long
 LONG_US = 3_600_000_000  # a timeout no test lives to see
 
 MODEL = """
@@ -39,13 +39,13 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         folder, self.instance = args["model_repository"], args["model_instance_name"]
-        for pipe in ("seen", "gate"):
+        for pipe in (".seen", ".gate"):  # no part of the model, as they are hidden
             try:
                 os.mkfifo(os.path.join(folder, pipe))
             except FileExistsError:
                 pass
-        self.seen = os.open(os.path.join(folder, "seen"), os.O_RDWR)
-        self.gate = os.open(os.path.join(folder, "gate"), os.O_RDWR)
+        self.seen = os.open(os.path.join(folder, ".seen"), os.O_RDWR)
+        self.gate = os.open(os.path.join(folder, ".gate"), os.O_RDWR)
 
     def execute(self, requests):
         arrays = [r.inputs()[0].as_numpy() for r in requests]
@@ -106,8 +106,8 @@ class Gated:
 
     def __init__(self, server: ServerProcess, name: str, protocol: str, models: Path) -> None:
         self.server, self.name, self.protocol = server, name, protocol
-        self._seen = os.open(models / name / "seen", os.O_RDWR)
-        self._gate = os.open(models / name / "gate", os.O_RDWR)
+        self._seen = os.open(models / name / ".seen", os.O_RDWR)
+        self._gate = os.open(models / name / ".gate", os.O_RDWR)
         self._rest = b""
         self.rejected = self.failures("REJECTED")
 
