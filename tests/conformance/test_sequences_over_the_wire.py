@@ -115,6 +115,34 @@ class TritonPythonModel:
         return responses
 """
 
+COUNTS_UP = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def initialize(self, args):
+        self.left = {}
+    def execute(self, requests):
+        for request in requests:
+            seen = {t.name(): t.as_numpy() for t in request.inputs()}
+            if seen["READY"][0, 0] == 0:
+                request.get_response_sender().send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                continue
+            key = int(seen["ID"][0, 0])
+            if seen["START"][0, 0]:
+                self.left[key] = [int(seen["x"][0, 0]), 0]
+            run = self.left[key]
+            run[1] += 1
+            last = run[1] >= run[0]
+            sender = request.get_response_sender()
+            response = pb_utils.InferenceResponse([pb_utils.Tensor("y", np.array([[run[1]]], np.float32))])
+            if last:
+                del self.left[key]
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            else:
+                sender.send(response)
+                request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+"""
+
 
 def state(input_name: str = "before", output_name: str = "after", dims: str = "1", initial: str = "") -> str:
     return (
@@ -208,6 +236,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
             f'backend: "python" {TENSORS} sequence_batching {{ {strategy} {patient} {ids} iterative_sequence: true }}',
             COUNTS_DOWN,
         )
+        write(
+            root / f"loop_{name}",
+            f'backend: "python" {TENSORS} model_transaction_policy {{ decoupled: true }} '
+            f"sequence_batching {{ {strategy} {patient} {ids} iterative_sequence: true }}",
+            COUNTS_UP,
+        )
         # One slot, and sequences that are soon, or never, idle.
         one = strategy.replace("8", "1")
         for speed, idle in (("hasty", 300_000), ("patient", 600_000_000)):
@@ -230,6 +264,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         root / "two_instances",
         f"{TENSORS} instance_group {{ count: 2 }} sequence_batching {{ oldest {{ max_candidate_sequences: 4 }} "
         f"{patient} {state()} }}",
+    )
+    zeros = " ".join(
+        f'inputs {{ key: "{name}" value {{ data_type: TYPE_FP32 dims: [ 1 ] zero_data: true }} }}'
+        for name in ("x", "before", "START", "READY")
+    )
+    save_reset_sum(root / "warm")
+    write(
+        root / "warm",
+        f"{TENSORS} sequence_batching {{ direct {{ }} {patient} {CONTROLS} {state()} }} "
+        f'model_warmup {{ name: "all of it" batch_size: 2 {zeros} }}',
     )
     save_sum(root / "completed")  # inputs and outputs come from the file, but for those of the sequence
     write(root / "completed", f"max_batch_size: 8 sequence_batching {{ direct {{ }} {patient} {state()} }}")
@@ -397,6 +441,28 @@ def test_iterative_requests_run_until_their_model_answers(send: Send, name: str)
     assert answers == list(range(1, 13))
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_iterative_requests_may_answer_each_time(server: ServerProcess, name: str) -> None:
+    answers: queue.Queue[Any] = queue.Queue()
+    with grpcclient.InferenceServerClient(server.grpc) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for count in range(1, 6):
+            client.async_stream_infer(f"loop_{name}", [_input(grpcclient, count)], request_id=str(count))
+        got: dict[str, list[float]] = {}
+        for _ in range(1 + 2 + 3 + 4 + 5):
+            result, error = answers.get(timeout=60)
+            assert error is None
+            got.setdefault(result.get_response().id, []).append(float(result.as_numpy("y")[0, 0]))
+        client.stop_stream()
+    assert got == {str(count): list(range(1, count + 1)) for count in range(1, 6)}
+
+
+def test_a_warmed_up_model_knows_no_sequence(send: Send) -> None:
+    with pytest.raises(InferenceServerException, match="must specify the START flag"):
+        send("warm", 1, 1)
+    assert send("warm", 1, 1, "se") == 1
+
+
 @pytest.mark.parametrize("tensor", ["before", "START"])
 def test_clients_cannot_send_what_is_the_sequences(server: ServerProcess, tensor: str) -> None:
     with httpclient.InferenceServerClient(server.http.removeprefix("http://")) as client:
@@ -416,7 +482,7 @@ def test_after_all_that_nothing_is_in_flight(server: ServerProcess) -> None:
     with urllib.request.urlopen(server.metrics_url) as response:
         text = response.read().decode()
     counts = re.findall(r'doorstep_inflight_requests\{model="([^"]+)",version="1"\} (\d+)', text)
-    assert len(counts) == 2 * 8 + 4
+    assert len(counts) == 2 * 9 + 5
     assert {count for _, count in counts} == {"0"}
 
 

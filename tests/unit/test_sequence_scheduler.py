@@ -733,3 +733,24 @@ def test_a_worker_leaves_when_its_sequences_have_ended(either: Make) -> None:
     next(w for w in b.workers if w is not leaving).finish()
     b.turn()
     b.assert_empty()
+
+
+def test_a_worker_that_comes_takes_what_waits(either: Make) -> None:
+    b = either()
+    for sequence in range(1, 6):
+        b.send(sequence, 1, "s")
+    b.turn()
+    new = Adder()
+    b.scheduler.add_worker(new)
+    b.set_clock()
+    b.turn()
+    assert new.batches == [["5.1"]]
+    new.finish()
+    b.finish()
+    for sequence in range(1, 6):
+        b.send(sequence, 2, "e")
+    b.turn()
+    assert new.batches == [["5.1"], ["5.2"]]
+    new.finish()
+    b.finish()
+    b.assert_empty()
