@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 from doorstep.backends.base import ModelCall
-from doorstep.errors import DoorstepError
+from doorstep.errors import DoorstepError, Internal
 from doorstep.request import (
     InferenceRequest,
     InferenceResponse,
@@ -13,6 +15,8 @@ from doorstep.request import (
     error_response,
 )
 from doorstep.services import Services
+
+logger = logging.getLogger("doorstep.model")
 
 
 def make_request(call: ModelCall, sender: ResponseSender) -> InferenceRequest:
@@ -45,6 +49,9 @@ def run(services: Services, request: InferenceRequest, parent: InferenceRequest 
         services.infer(request)
     except DoorstepError as error:
         request.sender.send(error_response(request, error), True)
+    except Exception as error:  # the server's own trouble; the caller would wait for ever
+        logger.exception("a model's request to '%s' failed", request.model_name)
+        request.sender.send(error_response(request, Internal(f"{type(error).__name__}: {error}")), True)
 
 
 def outputs_of(request: InferenceRequest, response: InferenceResponse) -> Outputs | DoorstepError | None:

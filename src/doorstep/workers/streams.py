@@ -5,6 +5,7 @@ Knows no socket and no restart. Touched only from the event loop.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from doorstep.request import Batch, Emit, InferenceRequest, Outputs
 from doorstep.workers.frames import WINDOW_BYTES, Kind, ProtocolError, read_tensors
 from doorstep.workers.outcome import read_error
 from doorstep.workers.side_link import SideLink
+
+logger = logging.getLogger("doorstep.model")
 
 OnCancel = Callable[[InferenceRequest], None] | None
 
@@ -147,32 +150,45 @@ class Streams:
             open_.emit(open_.request, error, True)
 
     def on_emit(self, meta: Any, data: bytearray) -> None:
-        """An EMIT frame. Raises ProtocolError, KeyError, TypeError, ValueError or IndexError for a bad one."""
+        """An EMIT frame. Raises ProtocolError."""
         self.frame_count += 1
-        bases = meta[0]
-        for i in range(1, len(meta)):
-            number, final, cost, segment, what, parameters = meta[i]
+        try:
+            bases = meta[0]
+            said = [self._decode(meta[i], bases[i - 1], data) for i in range(1, len(meta))]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ProtocolError(f"a response that is none: {error!r}") from None
+        for number, outputs, final, cost in said:
             open_ = self._open.get(number) or self._early(number)
-            memory = data if segment < 0 else self._link.memory(segment, data)
             if open_ is None or open_.ended:
                 continue
-            outputs: Any = None
-            if type(what) is list:
-                outputs = read_tensors(what, memory, bases[i - 1] if segment < 0 else 0)
-                if parameters:
-                    outputs = Outputs(outputs, parameters)
-            elif what is not None:
-                outputs = read_error(what)
-                final = True
             if final:
                 open_.ended = True
                 if open_.left:
                     self._remove(open_)
-            open_.emit(open_.request, outputs, bool(final))
+            try:
+                open_.emit(open_.request, outputs, final)
+            except Exception:  # the server's own trouble; the other responses must not be lost with it
+                logger.exception("a response could not be passed on")
             if not final:
                 open_.taken += cost
                 if open_.taken * 2 >= WINDOW_BYTES:
                     self._tell_taken(open_)
+
+    def _decode(self, meta: Any, base: int, data: bytearray) -> tuple[int, Any, bool, int]:
+        number, final, cost, segment, what, parameters = meta
+        if type(number) is not int or type(cost) is not int or cost < 0:
+            raise ValueError(meta)
+        # Even if nobody waits for it: a segment that is opened is released in the end.
+        memory = data if segment < 0 else self._link.memory(segment, data)
+        outputs: Any = None
+        if type(what) is list:
+            outputs = read_tensors(what, memory, base if segment < 0 else 0)
+            if parameters:
+                outputs = Outputs(outputs, parameters)
+        elif what is not None:
+            outputs = read_error(what)
+            final = True
+        return number, outputs, bool(final), cost
 
     def _early(self, number: int) -> Open | None:
         """The request of that number, if it is in the batch: its first response. None if it is over."""
