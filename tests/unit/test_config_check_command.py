@@ -136,6 +136,34 @@ def test_a_faulty_field_is_a_problem_at_its_line(tmp_path: Path, capsys: pytest.
     assert problem["what"] == "sequence batching control tensor must have a name for m"
 
 
+@pytest.mark.parametrize(("steps", "words"), [
+    (["a"], []),
+    (["nobody"], ["ensemble e contains models that are not available or ambiguous: nobody"]),
+    (["ints"], ["ensemble tensor IN: inconsistent data type: TYPE_FP32 is inferred from model e while TYPE_INT32"]),
+    (["e"], ["circular dependency between ensembles: e -> ... -> e -> e"]),
+])  # fmt: skip
+def test_an_ensembles_steps_must_be_there_and_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: list[str], words: list[str]
+) -> None:
+    for name, kind in (("a", "FP32"), ("ints", "INT32")):
+        write(tmp_path / name / "1" / "model")
+        io = f'name: "{{}}" data_type: TYPE_{kind} dims: [ 1 ]'
+        config = f'backend: "identity" input {{ {io.format("INPUT0")} }} output {{ {io.format("OUTPUT0")} }}'
+        write(tmp_path / name / "config.pbtxt", config)
+    (tmp_path / "e" / "1").mkdir(parents=True)
+    text = 'platform: "ensemble" input { name: "IN" data_type: TYPE_FP32 dims: [ 1 ] } '
+    text += 'output { name: "OUT" data_type: TYPE_FP32 dims: [ 1 ] } ensemble_scheduling { '
+    ends = ("IN", "OUT") if steps == ["e"] else ("INPUT0", "OUTPUT0")
+    for name in steps:
+        text += f'step {{ model_name: "{name}" model_version: -1 input_map {{ key: "{ends[0]}" value: "IN" }} '
+        text += f'output_map {{ key: "{ends[1]}" value: "OUT" }} }} '
+    write(tmp_path / "e" / "config.pbtxt", text + "}")
+    assert run([str(tmp_path)]) == (1 if words else 0)
+    out = capsys.readouterr().out
+    for word in words:
+        assert word in out
+
+
 def test_the_command_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run([])

@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from doorstep import proto as messages
 from doorstep.backends.base import CompletionContext
 from doorstep.backends.table import backend_names, find_backend
 from doorstep.config.check import check
+from doorstep.config.check_ensemble_graph import check_ensemble_graph
 from doorstep.config.complete import ENSEMBLE, normalise
 from doorstep.config.load import load_config, locate
 from doorstep.config.prepare import check_written
 from doorstep.config.support import fields_without_meaning
 from doorstep.errors import ConfigError, DoorstepError, Problem
 from doorstep.repository.base import VersionSpec
+from doorstep.repository.dependencies import Dependencies
 from doorstep.repository.layout import mistaken, without_models, without_versions
 from doorstep.repository.source import FoundModel, Source
 from doorstep.repository.version_policy import choose, policy_of
@@ -38,6 +41,7 @@ class Report:
     versions: tuple[int, ...] = ()  # those that would be served
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    config: Any = None  # the inference.ModelConfig message, as far as it is known
 
 
 def run(argv: Sequence[str], prog: str = "doorstep check") -> int:
@@ -71,9 +75,41 @@ def check_repositories(
     if not problems:
         problems = [problem for path in repositories if (problem := without_models(path)) is not None]
     names = backend_names()
-    return problems, [
-        check_model(m, names, config_name=config_name, complete=complete) for m in listing.models.values()
-    ]
+    reports = [check_model(m, names, config_name=config_name, complete=complete) for m in listing.models.values()]
+    by_name = {report.name: report for report in reports}
+    dependencies = Dependencies()
+    for report in reports:
+        if report.config is not None:
+            dependencies.note(report.name, report.config)
+    for report in reports:
+        if circle := dependencies.cycle(report.name, lambda _, name: name):
+            report.problems.append(Problem("ensemble_scheduling", circle))
+        report.problems += _check_steps(report, by_name)
+    return problems, reports
+
+
+def _check_steps(report: Report, reports: Mapping[str, Report]) -> list[Problem]:
+    """Whether an ensemble's models are there and fit, as far as that is known before they are loaded."""
+    if report.problems or report.config is None or not report.config.ensemble_scheduling.step:
+        return []
+    steps = report.config.ensemble_scheduling.step
+    missing = sorted({step.model_name for step in steps} - reports.keys())
+    if missing:
+        what = f"ensemble {report.name} contains models that are not available or ambiguous: {', '.join(missing)}"
+        return [Problem("ensemble_scheduling", what, "put them beside it")]
+    configs = {("", step.model_name): reports[step.model_name].config for step in steps}
+    if any(config is None or not _is_complete(config) for config in configs.values()):
+        note = "whether its steps fit is seen when their models are loaded"
+        report.notes.append(note)
+        return []
+    graph = messages.ModelConfig()
+    graph.CopyFrom(report.config)
+    return list(check_ensemble_graph(graph, configs))
+
+
+def _is_complete(config: Any) -> bool:
+    tensors = (*config.input, *config.output)
+    return bool(config.input and config.output) and all(t.data_type and t.dims for t in tensors)
 
 
 def check_model(model: FoundModel, backends: Sequence[str], *, config_name: str = "", complete: bool = True) -> Report:
@@ -112,6 +148,7 @@ def _check_version(
     if not there:  # said already, and more to the point
         problems = [p for p in problems if not (p.where == "backend" and not proto.backend)]
     report.backend = proto.backend or proto.platform
+    report.config = proto
     if not there or proto.backend not in backends:
         return problems
     try:
