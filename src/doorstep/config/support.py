@@ -29,9 +29,6 @@ class Missing:
 REFUSED = (
 )
 
-# Parameters of Triton's backends that a model cannot do without.
-REFUSED_PARAMETERS: dict[str, str] = {}
-
 # These change how fast a model answers, or on what, never what it answers.
 WITHOUT_EFFECT = (
     Missing("sequence_batching.state.use_same_buffer_for_input_output", "states are handed on, not copied, anyway"),
@@ -52,7 +49,6 @@ def unsupported(proto: Any) -> list[Problem]:
     """Why a model with this config cannot be served by this version; empty if it can."""
     name = proto.name
     problems = [(path, missing.why) for missing in REFUSED for path in _set_paths(proto, missing)]
-    problems += [(f'parameters["{key}"]', why) for key, why in REFUSED_PARAMETERS.items() if key in proto.parameters]
     return [
         Problem(path, f"model '{name}' cannot be loaded: {why}", "take it out, or serve this model elsewhere")
         for path, why in problems
