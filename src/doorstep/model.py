@@ -26,7 +26,6 @@ from doorstep.config.metrics_options import MetricsOptions, first_response_bucke
 from doorstep.config.model import ModelConfig
 from doorstep.config.prepare import prepare_config
 from doorstep.config.render import config_json
-from doorstep.config.support import unsupported
 from doorstep.errors import BackendError, ConfigError, DoorstepError, QueueRejected
 from doorstep.instances import Change, ModelInstances
 from doorstep.latencies import Latencies
@@ -222,7 +221,7 @@ class Model:
         proto.instance_group.extend(config.instance_group)
         problems = check(proto, directory_name=self.name, partial=True)  # as written: `normalise` would mend a count
         normalise(proto)
-        if problems := problems or unsupported(proto) + check(proto, directory_name=self.name):
+        if problems := problems or check(proto, directory_name=self.name):
             raise ConfigError(self.name, problems)
         starting = asyncio.ensure_future(asyncio.to_thread(self._instances.prepare, proto.instance_group))
         try:

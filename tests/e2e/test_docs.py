@@ -29,14 +29,15 @@ from google.protobuf import text_format
 from doorstep import proto
 from doorstep.app import Exit
 from doorstep.config.option_table import OPTIONS, RESTRICTED_CATEGORIES, Status
-from doorstep.config.support import REFUSED, WITHOUT_EFFECT
+from doorstep.config.support import WITHOUT_EFFECT
 from doorstep.testing.server import ManagedProcess, doorstep_command, free_ports
 from doorstep.wire.limits import WireLimits
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     "README.md", "docs/models.md", "docs/python-models.md", "docs/adding-a-backend.md", "docs/operations.md",
-    "docs/configuration.md", "docs/response-cache.md", "docs/shared-memory.md", "docs/streaming.md", "docs/sequences.md",
+    "docs/configuration.md", "docs/response-cache.md", "docs/shared-memory.md", "docs/streaming.md",
+    "docs/sequences.md",
 )  # fmt: skip
 SECONDS = 60
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -241,14 +242,11 @@ def rows(heading: str) -> list[list[str]]:
 
 def config_fields(descriptor: Any = proto.ModelConfig.DESCRIPTOR, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(path, status, why) of every field a config.pbtxt can have; not looked into where it has none."""
-    refused = {missing.path: missing.why for missing in REFUSED}
     without = {missing.path: missing.why for missing in WITHOUT_EFFECT}
     for field in descriptor.fields:
         path = prefix + field.name
         nested = field.message_type
-        if path in refused:
-            yield path, "refused", refused[path]
-        elif path in without:
+        if path in without:
             yield path, "no effect", without[path]
         elif nested is not None and not nested.GetOptions().map_entry:
             yield from config_fields(nested, f"{path}.")

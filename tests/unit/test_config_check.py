@@ -11,7 +11,7 @@ from doorstep.backends.base import Execution
 from doorstep.config.check import EXECUTIONS, check
 from doorstep.config.complete import complete_backend, normalise
 from doorstep.config.load import parse_text_config
-from doorstep.config.support import REFUSED, WITHOUT_EFFECT, fields_without_meaning, unsupported
+from doorstep.config.support import WITHOUT_EFFECT, fields_without_meaning
 from doorstep.errors import Problem
 
 GOOD = """
@@ -267,30 +267,12 @@ def test_the_execution_values_are_the_backends() -> None:
     assert Execution.__args__ == EXECUTIONS  # type: ignore[attr-defined]
 
 
-REFUSALS = [
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "where"), REFUSALS)
-def test_a_model_that_needs_what_is_missing_is_refused_by_field(text: str, where: str) -> None:
-    [problem] = unsupported(parse_text_config('name: "m" ' + text, name="m"))
-    assert problem.where == where
-    assert problem.what.startswith("model 'm' cannot be loaded: ")
-    assert "not supported yet" in problem.what
-
-
-def test_every_refusal_has_a_test() -> None:
-    assert {missing.path for missing in REFUSED if "." not in missing.path} <= {where for _, where in REFUSALS}
-    assert len(REFUSED) == len(REFUSALS)
-
-
 @pytest.mark.parametrize(
     "text",
     ["model_transaction_policy { decoupled: false }", "dynamic_batching { priority_levels: 1 }", "response_cache { }"],
 )
-def test_a_field_that_asks_for_nothing_is_neither_refused_nor_noted(text: str) -> None:
+def test_a_field_that_asks_for_nothing_is_not_noted(text: str) -> None:
     message = parse_text_config("max_batch_size: 1 " + text, name="m")
-    assert unsupported(message) == []
     assert fields_without_meaning(message) == []
 
 
@@ -314,11 +296,10 @@ def test_defaults_alone_are_nothing_to_note() -> None:
     message = parse_text_config(GOOD, name="m")
     normalise(message)
     assert fields_without_meaning(message) == []
-    assert unsupported(message) == []
 
 
-def test_each_row_of_both_tables_names_a_field_that_exists() -> None:
-    for missing in (*REFUSED, *WITHOUT_EFFECT):
+def test_each_row_of_the_table_names_a_field_that_exists() -> None:
+    for missing in WITHOUT_EFFECT:
         descriptor = parse_text_config("", name="m").DESCRIPTOR
         for part in missing.path.split("."):
             assert part in descriptor.fields_by_name, missing.path

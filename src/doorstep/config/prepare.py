@@ -13,7 +13,6 @@ from doorstep.config.labels import read_labels
 from doorstep.config.load import locate
 from doorstep.config.model import ModelConfig
 from doorstep.config.sequence import read_initial_states
-from doorstep.config.support import unsupported
 from doorstep.errors import ConfigError, Problem
 
 
@@ -43,7 +42,6 @@ def check_written(
     proto.CopyFrom(spec.config)
     problems = complete_backend(proto, spec.name, spec.model_directory, spec.version_directory)
     undetermined = bool(problems)  # which backend, so that nothing can be said against it
-    problems += unsupported(proto)
     found = check(
         proto,
         directory_name=spec.name,
@@ -83,7 +81,7 @@ def prepare_config(
         except ConfigError as error:
             refuse(error.problems)
     normalise(proto, gpus)
-    refuse(unsupported(proto) + check(proto, directory_name=spec.name, gpus=gpus))
+    refuse(check(proto, directory_name=spec.name, gpus=gpus))
     labels, _ = read_labels(proto, spec.model_directory)
     initial_states, _ = read_initial_states(proto, spec.model_directory)
     return ModelConfig.from_proto(proto, labels, initial_states)

@@ -1,7 +1,4 @@
-"""What this version does not do of what a config can ask: refused where answers would be wrong, else noted in the log.
-
-Two tables, meant to shrink. Knows no file and no backend.
-"""
+"""The fields of a config that have no meaning here, for the log. Knows no file and no backend."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from typing import Any
 from google.protobuf.message import Message
 
 from doorstep.config.metrics_options import unknown_families
-from doorstep.errors import Problem
 from doorstep.proto import is_repeated
 
 
@@ -24,10 +20,6 @@ class Missing:
     why: str
     above: int = 0
 
-
-# A model that needs one of these does not load: run without it, it would answer wrongly.
-REFUSED = (
-)
 
 # These change how fast a model answers, or on what, never what it answers.
 WITHOUT_EFFECT = (
@@ -43,16 +35,6 @@ WITHOUT_EFFECT = (
     Missing("cc_model_filenames", "default_model_filename is used on every GPU"),
     Missing("input.format", "the layout is the client's and the model's business; nothing is transposed"),
 )
-
-
-def unsupported(proto: Any) -> list[Problem]:
-    """Why a model with this config cannot be served by this version; empty if it can."""
-    name = proto.name
-    problems = [(path, missing.why) for missing in REFUSED for path in _set_paths(proto, missing)]
-    return [
-        Problem(path, f"model '{name}' cannot be loaded: {why}", "take it out, or serve this model elsewhere")
-        for path, why in problems
-    ]
 
 
 def fields_without_meaning(proto: Any) -> list[str]:
