@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from transports import SECONDS, Answer, Refused, Transport, TritonGrpc, TritonHttp
 
+from doorstep.testing.certificates import Authority
 from doorstep.testing.onnx_models import save_adder
 from doorstep.testing.server import ServerProcess, free_ports
 
@@ -105,6 +106,10 @@ class Redis:
             except OSError:
                 assert time.monotonic() < deadline
                 threading.Event().wait(0.02)
+
+    def start_with(self, *options: str) -> None:
+        self._argv += options
+        self.start()
 
     def stop(self) -> None:
         if self.process is not None:
@@ -523,3 +528,29 @@ def test_answers_in_order_though_one_is_at_hand(tmp_path: Path) -> None:
         first.join(SECONDS)
         second.join(SECONDS)
         assert sorted(order) == ["before", "held", "known"]
+
+
+@needs_redis
+@pytest.mark.parametrize(("name", "trusted"), [("localhost", True), ("other.example", False)])
+def test_a_redis_behind_tls_must_have_the_name_asked_for(
+    models: Path, tmp_path: Path, name: str, trusted: bool
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    cert, key = authority.issue("redis")
+    redis = Redis("--port", "0", "--tls-auth-clients", "no", "--tls-cert-file", str(cert), "--tls-key-file", str(key))
+    redis.start_with("--tls-port", str(redis.port), "--tls-ca-cert-file", str(authority.file))
+    trust = (f"--cache-config=redis,cacert={authority.file}", f"--cache-config=redis,sni={name}")
+    explicit = ("--model-control-mode=explicit", "--load-model=counter")
+    try:
+        with ServerProcess(models, *redis.options, *trust, *explicit) as server:
+            client = TritonHttp(server.http, binary=True)
+            x = fresh()
+            if trusted:
+                settle(server, client, x)
+                assert counts(stats(server))["cache_hit"] >= 1, server.logs()
+            else:
+                assert run_of(ask(client, x)) != run_of(ask(client, x))
+                assert "models answer themselves until it works again" in server.logs()
+            client.close()
+    finally:
+        redis.stop()

@@ -131,7 +131,7 @@ class RedisCache:
         more: dict[str, Any] = {}
         if o.tls:
             more = {
-                "connection_class": client.SSLConnection,
+                "connection_class": _named(client.SSLConnection, o.sni) if o.sni else client.SSLConnection,
                 "ssl_certfile": o.cert or None,
                 "ssl_keyfile": o.key or None,
                 "ssl_ca_certs": o.cacert or None,
@@ -155,6 +155,16 @@ class RedisCache:
 
     def __repr__(self) -> str:
         return f"<RedisCache {self._options.host}:{self._options.port}{' failing' if self._failing else ''}>"
+
+
+def _named(connection: Any, name: str) -> Any:
+    """A kind of connection that asks for `name`, and checks it, whatever host it goes to."""
+
+    class Named(connection):  # type: ignore[misc]
+        def _connection_arguments(self) -> Any:
+            return {**super()._connection_arguments(), "server_hostname": name}
+
+    return Named
 
 
 def _library() -> tuple[Any, Any, Any]:
