@@ -14,14 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Any
 
 from doorstep.errors import DoorstepError, FailureReason, InvalidArgument, QueueRejected
 from doorstep.request import Batch, InferenceRequest, cancelled_error
 from doorstep.scheduler.dynamic import STOPPING
 from doorstep.scheduler.rate_limiter import RateLimiter
-from doorstep.scheduler.runner import Runner
-from doorstep.scheduler.sequence_parts import Batcher, SequenceId, Slot, Ticket
+from doorstep.scheduler.sequence_parts import NEVER, Backlog, Batcher, SequenceId, Slot, Ticket
+from doorstep.scheduler.sequence_runner import SequenceRunner
 from doorstep.scheduler.sequence_tensors import SequenceTensors
 from doorstep.scheduler.timer import Alarm
 from doorstep.stats import ModelStatistics
@@ -31,7 +30,6 @@ from doorstep.workers.base import Worker
 logger = logging.getLogger("doorstep.scheduler")
 
 BACKLOG_LOOK_NS = 50_000_000  # how soon an idle sequence of the backlog is looked at again
-NEVER = 2**63
 EXPIRED = "timeout of the corresponding sequence has been expired"  # Triton's
 
 
@@ -65,7 +63,7 @@ class SequenceScheduler:
         self._iterative = iterative
         self._key_of = key_of
         self.clock = clock
-        self._runner = _SequenceRunner(
+        self._runner = SequenceRunner(
             self,
             name,
             version,
@@ -83,8 +81,8 @@ class SequenceScheduler:
         self._batchers: dict[Worker, Batcher] = {}
         self._ready: list[Slot] = []  # a heap: free slots, the lowest first
         self._slot_of: dict[SequenceId, Slot] = {}
-        self._backlog: deque[_Backlog] = deque()
-        self._backlog_of: dict[SequenceId, _Backlog] = {}  # those that still grow
+        self._backlog: deque[Backlog] = deque()
+        self._backlog_of: dict[SequenceId, Backlog] = {}  # those that still grow
         self._touched_ns: dict[SequenceId, int] = {}  # when a sequence was last heard of
         self._idle_due_ns = NEVER
         self._expiry_due_ns = NEVER
@@ -227,10 +225,10 @@ class SequenceScheduler:
         ticket.slot = slot
         slot.batcher.put(slot, ticket)
 
-    def _put_in_backlog(self, ticket: Ticket, backlog: _Backlog | None) -> None:
+    def _put_in_backlog(self, ticket: Ticket, backlog: Backlog | None) -> None:
         request = ticket.request
         if backlog is None:
-            backlog = _Backlog()
+            backlog = Backlog()
             self._backlog.append(backlog)
             self._backlog_of[request.correlation_id] = backlog
         if request.timeout_us:
@@ -495,36 +493,3 @@ class SequenceScheduler:
             for ticket in backlog.tickets:
                 if not ticket.request.cancelled:
                     self._end_early(ticket.request, QueueRejected(EXPIRED, reason=FailureReason.REJECTED))
-
-
-class _Backlog:
-    """A sequence that has no slot yet."""
-
-    __slots__ = ("expires_ns", "tickets")
-
-    def __init__(self) -> None:
-        self.tickets: deque[Ticket] = deque()
-        self.expires_ns = NEVER
-
-
-class _SequenceRunner(Runner):
-    """A runner whose batches may hold padding, and whose requests hold up the next of their sequence."""
-
-    def __init__(self, scheduler: SequenceScheduler, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._scheduler = scheduler
-
-    def tell(self) -> None:
-        """Something else than an answer may be what somebody waits for."""
-        if self._empty:
-            self._tell_empty()
-
-    def _complete(self, batch: Batch) -> None:
-        over = self._scheduler.before_answers(batch)
-        super()._complete(batch)
-        for ticket in over:
-            self._scheduler.over(ticket)
-
-    def _emit(self, request: InferenceRequest, outputs: Sequence[Tensor] | DoorstepError | None, final: bool) -> None:
-        if request.slot is not None:
-            super()._emit(request, outputs, final)

@@ -14,6 +14,7 @@ from doorstep.types import Tensor
 from doorstep.workers.base import Worker
 
 SequenceId = int | str
+NEVER = 2**63  # ns
 
 
 class Ticket:
@@ -61,6 +62,16 @@ class Slot:
     def __lt__(self, other: Slot) -> bool:
         """Low slots are taken first: that keeps direct batches short."""
         return self.number < other.number
+
+
+class Backlog:
+    """A sequence that has no slot yet."""
+
+    __slots__ = ("expires_ns", "tickets")
+
+    def __init__(self) -> None:
+        self.tickets: deque[Ticket] = deque()
+        self.expires_ns = NEVER
 
 
 class Batcher(Protocol):
