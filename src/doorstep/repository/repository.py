@@ -227,9 +227,7 @@ class ModelRepository(Generic[S]):
 
     def remove_repository(self, path: Path) -> None:
         """What is served from it goes on being served."""
-        self._source = Source(
-            [r for r in self._source.repositories if r != path], namespaced=self.options.namespacing
-        )
+        self._source = Source([r for r in self._source.repositories if r != path], namespaced=self.options.namespacing)
 
     # ---- load and unload calls
 
