@@ -115,9 +115,12 @@ class DynamicBatchScheduler:
                 self._alarm.set(expires_ns)
         request.on_cancel = self._on_cancel
         # Whatever else arrives in this turn of the loop can share the batch.
-        if not self._pump_soon and self._idle:
-            self._pump_soon = True
-            self._loop.call_soon(self._pump)
+        if self._idle and not self._pump_soon:
+            if request.at_once:
+                self._pump()
+            else:
+                self._pump_soon = True
+                self._loop.call_soon(self._pump)
 
     def stop(self) -> None:
         self._stopping = True
