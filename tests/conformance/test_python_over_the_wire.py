@@ -341,7 +341,8 @@ def test_the_traceback_of_a_models_error_is_in_the_log_with_its_line(server: Ser
     greet(server, "nobody")
     wait_for_line(server, "  | ValueError: there is nobody")
     log = server.logs()
-    assert "ERROR living_0 | model 'living' raised\n  | Traceback (most recent call last):\n" in log
+    first = r"ERROR living_0 \| model 'living' raised at [^ ]*1/model.py:13\n"
+    assert re.search(first + r"  \| Traceback \(most recent call last\):\n", log)
     assert re.search(r'\n  \|   File ".*living/1/model.py", line 13, in predict\n', log)
 
 
