@@ -56,8 +56,8 @@ __all__ = [
 
 for _class in (InferenceRequest, InferenceResponse, InferenceResponseSender, InferenceTrace, PreferredMemory, Tensor):
     _class.__module__ = "c_python_backend_utils"  # as it is in Triton; texts of errors name these types
-for _class in (ResponseIterator, TritonError, TritonModelException, Metric, MetricFamily):
-    _class.__module__ = "c_python_backend_utils"
+for _other in (ResponseIterator, TritonError, TritonModelException, Metric, MetricFamily):
+    _other.__module__ = "c_python_backend_utils"
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = SEQUENCE_START
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = SEQUENCE_END
