@@ -42,12 +42,14 @@ class TritonPythonModel:
 class Running:
     """An instance in this process; what it emits is in `emitted`."""
 
-    def __init__(self, folder: Path, body: str, *, decoupled: bool, server=None, head: str = HEAD) -> None:
+    def __init__(
+        self, folder: Path, body: str, *, decoupled: bool, server=None, head: str = HEAD, config: str = CONFIG
+    ) -> None:
         (folder / "m" / "1").mkdir(parents=True)
         lines = body if head is not HEAD else "\n".join("        " + line for line in body.strip("\n").split("\n"))
         (folder / "m" / "1" / "model.py").write_text(head + lines)
         message = proto.ModelConfig()
-        text_format.Parse(CONFIG, message)
+        text_format.Parse(config, message)
         message.model_transaction_policy.decoupled = decoupled
         self.log: list[tuple[str, str]] = []
         instance = PythonBackend().load_instance(
@@ -406,3 +408,49 @@ def test_readiness_that_is_no_bool_is_refused_in_tritons_words(tmp_path):
     model = Running(tmp_path, "", decoupled=False, head=head)
     with pytest.raises(Exception, match=r"is_ready\(\) must return a boolean value"):
         model.instance.is_ready()
+
+
+@pytest.mark.parametrize(
+    ("value", "datatype", "dtype"),
+    [("np.array([7], np.int64)", "INT64", np.int64), ("np.array([[b'7', b'']], object)", "BYTES", np.object_)],
+)
+def test_an_output_of_another_datatype_and_shape_is_sent_as_it_is_and_said_once(tmp_path, value, datatype, dtype):
+    body = f"return [pb_utils.InferenceResponse([pb_utils.Tensor('Y', {value})]) for _ in requests]"
+    model = Running(tmp_path, body, decoupled=False)
+    for batch in (model.run(1, 2), model.run(3)):
+        for (tensor,) in batch.results:
+            assert (tensor.name, tensor.datatype.name, tensor.array.dtype) == ("Y", datatype, dtype)
+            assert tensor.array.shape in {(1,), (1, 2)}
+    said = f"output 'Y' of model 'm' is {datatype}, but its config says TYPE_INT32: sent as it is"
+    assert model.log == [("WARNING", said)]
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_an_output_that_the_config_does_not_have_is_left_out_and_said_once(tmp_path, decoupled):
+    body = """
+for request in requests:
+    made = [pb_utils.Tensor(name, np.array([5], np.int32)) for name in ("OTHER", "Z")]
+    request.get_response_sender().send(pb_utils.InferenceResponse(made), FINAL)
+"""
+    model = Running(tmp_path, body, decoupled=decoupled)
+    for _ in range(2):
+        model.run(1)
+        assert model.next() == ([5], True)
+    assert model.log == [("WARNING", "output 'OTHER' of model 'm' is not in its config: it is not sent")]
+
+
+def test_an_output_that_its_configs_reshape_does_not_fit_is_that_requests_error(tmp_path):
+    config = CONFIG.replace('name: "Y" data_type: TYPE_INT32 dims: 1', 'name: "Y" data_type: TYPE_INT32 dims: [2, 2] '
+                            "reshape { shape: 4 }")  # fmt: skip
+    body = """
+return [
+    pb_utils.InferenceResponse([pb_utils.Tensor("Y", np.arange(int(r.inputs()[0].as_numpy()[0]), dtype=np.int32))])
+    for r in requests
+]
+"""
+    model = Running(tmp_path, body, decoupled=False, config=config)
+    fits, fits_not = model.run(4, 5).results
+    assert fits[0].array.tolist() == [[0, 1], [2, 3]]
+    assert fits_not.message == (
+        "output 'Y' of model 'm' has the shape [5], which cannot be reshaped to [2, 2], as its config says"
+    )

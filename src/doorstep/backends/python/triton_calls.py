@@ -11,6 +11,7 @@ from typing import Any
 
 from doorstep.backends.base import CallResponses, ModelCall
 from doorstep.backends.python import triton_runtime
+from doorstep.backends.python.triton_arguments import text_of
 from doorstep.backends.python.triton_errors import TritonError, TritonModelException, from_server
 from doorstep.backends.python.triton_requests import (
     SEQUENCE_END,
@@ -261,6 +262,7 @@ def _needs_decoupled(name: str) -> DoorstepError:
 def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
     """Loads or reloads a model, and waits for it. `config` is JSON; `files` are by "file:<version>/<path>"."""
     if files is not None and not isinstance(files, dict):
+    model_name, config = text_of(model_name, "load_model: model_name"), text_of(config, "load_model: config")
         raise TritonModelException(
             f"failed to load model '{model_name}', files should be a dictionary of file paths and file contents"
         )
@@ -285,6 +287,8 @@ def is_model_ready(model_name: str, model_version: str = "") -> bool:
         )
     if model_version.startswith("-"):
         raise TritonModelException(
+    model_name = text_of(model_name, "is_model_ready: model_name")
+    model_version = text_of(model_version, "is_model_ready: model_version")
             f"{text}: failed to get model version from specified version string '{model_version}', version should be "
             "an integral value > 0"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from doorstep.backends.python.triton_arguments import text_of
 from doorstep.errors import DoorstepError, ErrorCode, FailureReason
 
 
@@ -28,11 +29,9 @@ class TritonError:
     __slots__ = ("_code", "_message")
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
-        if not isinstance(message, str):
-            raise TypeError(f"TritonError: message must be a str, not {type(message).__name__}")
         if code not in CODES:
             raise TypeError(f"TritonError: {code!r} is no error code")
-        self._message = message
+        self._message = text_of(message, "TritonError: message")
         self._code = code
 
     def message(self) -> str:

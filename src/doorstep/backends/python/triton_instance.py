@@ -72,6 +72,7 @@ class TritonInstance(ModelInstance):
         self.name = context.config.name
         self.decoupled = context.config.decoupled
         self._all_outputs = sorted(context.config.outputs)
+        self._remarked: set[str] = set()  # outputs that are not as the config says, and the log has said so
         triton_runtime.set_up(str(source.model_directory), context.log, context.server)
         triton_runtime.start_cleaning()
         if not callable(getattr(source.model, "execute", None)):
@@ -205,23 +206,34 @@ class TritonInstance(ModelInstance):
                 continue
             spec = outputs.get(name)
             if spec is None:
-                return BackendError(f"unexpected inference output '{name}' for model '{self.name}'")
+                self._remark(name, "is not in its config: it is not sent")
+                continue
             if tensor._type is not spec.datatype:
-                return BackendError(
-                    f"output '{name}' of model '{self.name}' is {tensor._type}, but its config says "
-                    f"{spec.datatype.config_name}"
-                )
+                self._remark(name, f"is {tensor._type}, but its config says {spec.datatype.config_name}: sent as it is")
             array = tensor._array
             if tensor._type is BYTES:
                 array = bytes_array(array)
             if spec.reshape is not None:
                 lead = array.shape[: len(spec.shape) - len(spec.dims)]
                 if spec.dims.count(-1) <= 1:
-                    array = array.reshape(lead + spec.dims)
-            tensors.append(ServerTensor(name, spec.datatype, array))
+                shape = lead + spec.dims
+                    try:
+                        array = array.reshape(shape)
+                    except ValueError:
+                        return BackendError(
+                            f"output '{name}' of model '{self.name}' has the shape {list(array.shape)}, which cannot "
+                            f"be reshaped to {list(shape)}, as its config says"
+                        )
+            tensors.append(ServerTensor(name, tensor._type, array))
         return Outputs(tensors, response._parameters) if response._parameters else tensors
 
     # What it raised
+    def _remark(self, name: str, text: str) -> None:
+        """Triton says nothing of it, and existing models live with that; the log says it once for each output."""
+        if name not in self._remarked:
+            self._remarked.add(name)
+            triton_runtime.log("WARNING", f"output '{name}' of model '{self.name}' {text}")
+
 
     def _run_beside(self, coroutine: Any, requests: list[InferenceRequest]) -> None:
         """`async def execute` of a decoupled model: the next batch does not wait for it, as in Triton."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from doorstep.backends.python import triton_runtime
+from doorstep.backends.python.triton_arguments import text_of
 
 
 class LogLevel:
@@ -24,11 +25,9 @@ class Logger:
 
     @staticmethod
     def log(message: str, level: int = LogLevel.INFO) -> None:
-        if not isinstance(message, str):
-            raise TypeError(f"Logger: message must be a str, not {type(message).__name__}")
         if level not in _LEVELS:
             raise TypeError(f"Logger: {level!r} is no level")
-        triton_runtime.log(_LEVELS[level], message)
+        triton_runtime.log(_LEVELS[level], text_of(message, "Logger: message"))
 
     @staticmethod
     def log_info(message: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from doorstep.backends.python import triton_runtime
+from doorstep.backends.python.triton_arguments import text_of
 from doorstep.backends.python.triton_errors import TritonModelException
 from doorstep.errors import DoorstepError
 
@@ -93,10 +94,9 @@ class MetricFamily:
     HISTOGRAM: ClassVar[int] = MetricKind.HISTOGRAM
 
     def __init__(self, name: str, description: str, kind: int) -> None:
-        if not isinstance(name, str) or not isinstance(description, str) or kind not in _KINDS:
-            raise TypeError(
-                "MetricFamily(name, description, kind): two str and MetricFamily.COUNTER, GAUGE or HISTOGRAM"
-            )
+        name, description = text_of(name, "MetricFamily: name"), text_of(description, "MetricFamily: description")
+        if kind not in _KINDS:
+            raise TypeError("MetricFamily: kind must be MetricFamily.COUNTER, GAUGE or HISTOGRAM")
         self._metrics: list[Metric] = []  # as in Triton, the family holds its metrics: they live as long as it
         self._kind = _KINDS[kind]
         triton_runtime.start_cleaning()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from doorstep.backends.python import triton_runtime
+from doorstep.backends.python.triton_arguments import integer_of, text_of
 from doorstep.backends.python.triton_errors import TritonError, TritonModelException
 from doorstep.backends.python.triton_tensor import Tensor
 from doorstep.errors import BackendError, DoorstepError
@@ -25,7 +26,9 @@ SEQUENCE_END = 2
 COMPLETE_FINAL = 1
 RELEASE_ALL = 1
 RELEASE_RESCHEDULE = 2
-_LONGEST_INTEGER = 2**64 - 1
+_INT64 = (-(2**63), 2**63 - 1)
+_UINT32 = (0, 2**32 - 1)
+_UINT64 = (0, 2**64 - 1)
 
 
 class PreferredMemory:
@@ -241,16 +244,20 @@ class InferenceRequest:
             raise TypeError("InferenceRequest: inputs, requested_output_names and model_name must be given")
         if not isinstance(correlation_id, int | str):
             raise TritonModelException("Correlation ID must be integer or string")
-        if isinstance(correlation_id, int) and not 0 <= correlation_id <= _LONGEST_INTEGER:
-            raise TypeError(f"InferenceRequest: correlation_id is {correlation_id}; it has 64 bits and no sign")
-        self._request_id = request_id
+        if isinstance(correlation_id, int):
+            correlation_id = integer_of(correlation_id, "InferenceRequest: correlation_id", *_UINT64)
+        if isinstance(requested_output_names, str | bytes):
+            raise TypeError("InferenceRequest: requested_output_names must be a list of names")
+        self._request_id = request_id = text_of(request_id, "InferenceRequest: request_id")
         self._correlation_id = correlation_id
         self._inputs = list(inputs)
-        self._requested_output_names = sorted(set(requested_output_names))
-        self._model_name = model_name
-        self._model_version = model_version
-        self._flags = flags
-        self._timeout = timeout
+        self._requested_output_names = sorted(
+            {text_of(name, "InferenceRequest: a requested output's name") for name in requested_output_names}
+        )
+        self._model_name = model_name = text_of(model_name, "InferenceRequest: model_name")
+        self._model_version = integer_of(model_version, "InferenceRequest: model_version", *_INT64)
+        self._flags = integer_of(flags, "InferenceRequest: flags", *_UINT32)
+        self._timeout = integer_of(timeout, "InferenceRequest: timeout", *_UINT64)
         self._preferred_memory = preferred_memory
         self._trace = trace
         self._release_flags = RELEASE_ALL
@@ -280,7 +287,7 @@ class InferenceRequest:
         return self._flags
 
     def set_flags(self, flags: int) -> None:
-        self._flags = flags
+        self._flags = integer_of(flags, "set_flags: flags", *_UINT32)
 
     def timeout(self) -> int:
         """In microseconds; 0: none."""

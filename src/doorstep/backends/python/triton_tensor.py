@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from doorstep.backends.python import dlpack
+from doorstep.backends.python.triton_arguments import text_of
 from doorstep.backends.python.triton_errors import TritonModelException
 from doorstep.types import BF16, BYTES, Array, datatype_of
 from doorstep.types import Tensor as ServerTensor
@@ -18,8 +19,10 @@ class Tensor:
     __slots__ = ("_array", "_name", "_type")
 
     def __init__(self, name: str, array: Array) -> None:
-        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray):
             raise TypeError("Tensor(name, numpy_array): a str and a numpy array are expected")
+        if type(name) is not str:
+            name = text_of(name, "Tensor: name")
         if not name:
             raise TritonModelException("Tensor name cannot be an empty string.")
         if array.dtype.kind in "SO":
