@@ -115,6 +115,10 @@ class Model:
     def infer(self, request: InferenceRequest) -> None:
         """Takes a valid request; raises InvalidArgument or QueueRejected for one that is still the caller's."""
         self._validate(request)
+        self.enqueue(request)
+
+    def enqueue(self, request: InferenceRequest) -> None:
+        """As `infer`, for a request that is known to be valid."""
         if request.trace is not None:
             request.trace.started(request, self.version)
         try:

@@ -93,7 +93,7 @@ class InferenceRequest:
         self.stalled = False
         self.on_room: Callable[[InferenceRequest], None] | None = None
         self.slot: Any = None  # the scheduler's note: the place of its sequence, its level in the queue
-        self.tally: Any = None  # a stats.ComputeTally of whoever wants to know what it cost: the ensemble it is a step of
+        self.tally: Any = None  # a stats.ComputeTally of the ensemble it is a step of, which counts what it cost
         self.trace: Any = None  # a trace.Trace while somebody wants to know what became of it
 
     def cancel(self) -> None:

@@ -19,7 +19,7 @@ from doorstep.scheduler.ensemble import EnsembleScheduler
 from doorstep.scheduler.ensemble_graph import crossing
 from doorstep.services import Services
 from doorstep.stats import ModelStatistics
-from doorstep.types import FP32, Array, Tensor
+from doorstep.types import FP32, INT64, Array, Tensor
 
 
 def config_of(name: str, inputs: str, outputs: str, rest: str = "") -> ModelConfig:
@@ -63,6 +63,8 @@ class StepModel:
         request.on_cancel = self.cancelled
         if self.at_once is not None:
             self.at_once(request)
+
+    enqueue = infer
 
     def cancelled(self, request: InferenceRequest) -> None:
         request.sender.send(InferenceResponse(self.config.name, "1", "", error=BackendError("cancelled")), True)
@@ -499,3 +501,30 @@ def test_a_stream_pauses_while_what_follows_is_at_its_limit_or_the_client_is_slo
     world["s"].end()
     assert client.values == [{"OUT": 1}, {"OUT": 2}, {}]
     assert world.at_rest()
+
+
+def test_a_steps_request_has_every_field_a_request_has(loop: Any) -> None:
+    """Its constructor sets them by itself, for speed: a field that is added to requests must be added there."""
+    world = World(ensemble("IN", "OUT", *LINE), A, B, loop=loop)
+    world.infer(IN=5)
+    [request] = world["a"].requests
+    assert [field for field in InferenceRequest.__slots__ if not hasattr(request, field)] == []
+
+
+def test_a_step_is_validated_again_when_its_input_has_another_shape_or_datatype(loop: Any) -> None:
+    world = World(ensemble("IN", "OUT", *LINE), A, B, loop=loop)
+    validated: list[tuple[int, ...]] = []
+    for name in "ab":
+        model = world[name]
+        model.infer = lambda request, model=model: (  # type: ignore[method-assign]
+            validated.append(request.inputs["x"].array.shape), model.enqueue(request)
+        )  # fmt: skip
+    for _ in range(2):
+        world.infer(IN=5)
+    assert validated == [(2,)]  # the first step's, once
+    tensor = Tensor("IN", FP32, np.zeros(3, np.float32))
+    world.scheduler.enqueue(InferenceRequest("e", {"IN": tensor}, Client()))
+    assert validated == [(2,), (3,)]
+    tensor = Tensor("IN", INT64, np.zeros(3, np.int64))
+    world.scheduler.enqueue(InferenceRequest("e", {"IN": tensor}, Client()))
+    assert validated == [(2,), (3,), (3,)]

@@ -74,6 +74,8 @@ class DynamicBatchScheduler:
         self._levels = None if plain else PriorityQueue(queue_policy, priorities)  # in place of `_queue`
         self._hold_until = hold_until
         self._is_limited = limiter is not None
+        # Nothing that `plan` could decide makes a lonely request wait.
+        self._runs_at_once = plain and limiter is None and not hold_until and not policy.max_delay_ns
         self._pump_soon = False
         self._pumping = False
         self._alarm = Alarm(loop, self._on_alarm)  # at the earliest time anything has to be looked at
@@ -116,7 +118,10 @@ class DynamicBatchScheduler:
         request.on_cancel = self._on_cancel
         # Whatever else arrives in this turn of the loop can share the batch.
         if self._idle and not self._pump_soon:
-            if request.at_once:
+            if request.at_once and self._runs_at_once and len(self._queue) == 1:
+                self._queue.clear()
+                self._runner.run(self._idle.pop(), [request], request.rows)
+            elif request.at_once:
                 self._pump()
             else:
                 self._pump_soon = True

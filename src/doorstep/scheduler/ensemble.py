@@ -63,6 +63,11 @@ class EnsembleScheduler:
         return self._runs
 
     @property
+    def is_alone(self) -> bool:
+        """One request under way: nobody comes to share a batch with its steps."""
+        return self._runs == 1
+
+    @property
     def queued_count(self) -> int:
         """Steps that wait for their turn (max_inflight_requests); what waits in a step's queue is that model's."""
         return sum(limit.waiting_count for limit in self.limits) if self.limits is not None else 0

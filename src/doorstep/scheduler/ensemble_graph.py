@@ -119,7 +119,10 @@ class Graph:
 class BoundStep:
     """A step with the model that runs it."""
 
-    __slots__ = ("index", "infer", "inputs", "model", "outputs", "requested", "step", "streams", "version")
+    __slots__ = (
+        "datatype", "enqueue", "index", "infer", "inputs", "model", "outputs", "requested", "rows", "shape", "step",
+        "streams", "taken", "version",
+    )  # fmt: skip
 
     def __init__(self, step: Step, model: Any, plan: Plan, batched: Mapping[int, bool]) -> None:
         config: ModelConfig = model.config
@@ -128,6 +131,12 @@ class BoundStep:
         self.model = step.model
         self.version = step.version
         self.infer = model.infer
+        self.enqueue = model.enqueue
+        # Where there is one input: what the model has last found valid. It need not look at the same again.
+        self.shape: tuple[int, ...] | None = None
+        self.datatype: object = None
+        self.rows = 1
+        self.taken = step.taken
         self.streams = config.decoupled
         # (the model's input, the tensor, how its shape is to change)
         self.inputs = tuple(

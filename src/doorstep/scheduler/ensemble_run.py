@@ -56,12 +56,46 @@ class StepRequest(InferenceRequest):
 
     __slots__ = ("at_once", "marks", "round", "run", "step")
 
-    def __init__(self, run: EnsembleRun, step: BoundStep, round_: Round, inputs: dict[str, Tensor], now: int) -> None:
-        super().__init__(step.model, inputs, self, received_ns=now)
+    def __init__(
+        self,
+        run: EnsembleRun,
+        whole: InferenceRequest,
+        step: BoundStep,
+        round_: Round,
+        inputs: dict[str, Tensor],
+        tally: ComputeTally,
+        now: int,
+    ) -> None:
+        # Every field of a request is set here, once, and not by its own constructor first: there is one for each step.
         self.run = run
         self.step = step
         self.round = round_
         self.marks: Marks | None = None
+        self.at_once = False
+        self.model_name = step.model
+        self.model_version = step.version
+        self.id = whole.id
+        self.inputs = inputs
+        self.requested_outputs = step.requested
+        self.parameters = whole.parameters
+        self.sender = self
+        self.received_ns = now
+        self.rows = 1
+        self.batch_key = None
+        self.queued_ns = 0
+        self.priority = whole.priority
+        self.timeout_us = whole.timeout_us
+        self.deadline_ns = 0
+        self.correlation_id = whole.correlation_id
+        self.sequence_start = whole.sequence_start
+        self.sequence_end = whole.sequence_end
+        self.cancelled = False
+        self.on_cancel = None
+        self.stalled = False
+        self.on_room = None
+        self.slot = None
+        self.tally = tally
+        self.trace = None
 
     def send(self, response: InferenceResponse, final: bool) -> None:
         if final:
@@ -230,40 +264,41 @@ class EnsembleRun:
         binding, whole, owner = self._binding, self._request, self._owner
         assert binding is not None
         step = binding.steps[index]
-        inputs = {}
+        inputs: dict[str, Tensor] = {}
         values = round_.values
+        value: Tensor | None = None
         for name, tensor, convert in step.inputs:
             value = values[tensor]
             if value is not None:
                 array = value.array if convert is None else convert(value.array)
-                inputs[name] = Tensor(name, value.datatype, array)
-        request = StepRequest(self, step, round_, inputs, owner.clock())
-        request.model_version = step.version
-        request.id = whole.id
-        request.requested_outputs = step.requested
-        request.parameters = whole.parameters
-        request.priority = whole.priority
-        request.timeout_us = whole.timeout_us
-        request.tally = self._tally
-        request.at_once = owner.inflight_count == 1 and self._started
+                inputs[name] = value = Tensor(name, value.datatype, array)
+        request = StepRequest(self, whole, step, round_, inputs, self._tally, owner.clock())
+        request.at_once = owner.is_alone and self._started
         self._started = True
-        marks = self._marks_for(step, round_) if round_.marks else None
-        if marks is None:
-            request.correlation_id = whole.correlation_id
-            request.sequence_start = whole.sequence_start
-            request.sequence_end = whole.sequence_end
-        else:
+        if round_.marks and (marks := self._marks_for(step, round_)) is not None:
             request.marks = marks
             request.correlation_id, request.sequence_start, request.sequence_end = marks
-        for tensor in step.step.taken:
-            round_.take(tensor)
-        if not round_.held and round_.number in self._rounds:
-            del self._rounds[round_.number]
+        uses = round_.uses
+        for tensor in step.taken:
+            uses[tensor] -= 1
+            if not uses[tensor]:
+                values[tensor] = None
+                round_.held -= 1
+        if not round_.held:
+            self._rounds.pop(round_.number, None)
         if whole.trace is not None:
             request.trace = whole.trace.child(request)
         self._calls.add(request)
         try:
-            step.infer(request)
+            if len(inputs) != 1 or value is None:
+                step.infer(request)
+            elif value.array.shape == step.shape and value.datatype is step.datatype:
+                request.rows = step.rows
+                step.enqueue(request)
+            else:
+                step.infer(request)
+                if len(step.inputs) == 1:
+                    step.shape, step.datatype, step.rows = value.array.shape, value.datatype, request.rows
         except DoorstepError as error:
             self._calls.discard(request)
             if request.trace is not None:
@@ -389,9 +424,14 @@ class EnsembleRun:
             stats.record_failure(total_ns, error.reason)
             return
         rows = request.rows if self._owner.batches else 1
-        stats.record_batch(max(rows, 1), tally.input_ns, tally.infer_ns, tally.output_ns)
-        waited = [(total_ns, self._start_ns - request.queued_ns)]
-        stats.record_successes(waited, tally.input_ns, tally.infer_ns, tally.output_ns)
+        stats.record_one(
+            max(rows, 1),
+            total_ns,
+            self._start_ns - request.queued_ns,
+            tally.input_ns,
+            tally.infer_ns,
+            tally.output_ns,
+        )
         if request.tally is not None:
             request.tally.add(tally.input_ns, tally.infer_ns, tally.output_ns)
 

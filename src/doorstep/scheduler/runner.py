@@ -100,20 +100,19 @@ class Runner:
         for request, result in zip(requests, batch.results, strict=True):
             if request.cancelled:  # answered when it was cancelled
                 continue
+            if isinstance(result, Verdict):
+                later = True
+                continue
             if result is None:
                 result = Internal(f"model '{name}' gave no result for the request")
-            if self._streams and request in self._streams and not isinstance(result, Verdict):
-                self._emit(
-                    request, result, True
-                )  # it had responses before; where the last was among them, this is none
+            if self._streams and request in self._streams:
+                # It had responses before; where the last was among them, this is none.
+                self._emit(request, result, True)
                 self._streams.pop(request, None)
                 continue
             if isinstance(result, DoorstepError):
                 self.stats.record_failure(end_ns - request.received_ns, result.reason)
                 response = InferenceResponse(name, version, request.id, (), result)
-            elif isinstance(result, Verdict):
-                later = True
-                continue
             else:
                 waits.append((end_ns - request.received_ns, start_ns - request.queued_ns))
                 if request.tally is not None:
@@ -133,10 +132,17 @@ class Runner:
             self._leave_open(batch)
         if settle is not None and is_idle:
             self._on_idle(batch.worker)
-        for request, response in responses:
-            self._answer(request, response)
+        self._answer_all(responses)
         if self._empty:
             self._tell_empty()
+
+    def _answer_all(self, responses: list[tuple[InferenceRequest, InferenceResponse]]) -> None:
+        if self._in_order is None and self._on_finished is None:
+            for request, response in responses:
+                request.sender.send(response, True)
+        else:
+            for request, response in responses:
+                self._answer(request, response)
 
     def _answer(self, request: InferenceRequest, response: InferenceResponse) -> None:
         """The last response of a request."""
@@ -153,6 +159,10 @@ class Runner:
         input_ns = max(batch.input_end_ns - start_ns, 0)
         output_ns = max(end_ns - batch.output_start_ns, 0) if batch.output_start_ns else 0
         infer_ns = max(end_ns - start_ns - input_ns - output_ns, 0)
+        if len(waits) == 1 and len(batch.requests) == 1:
+            total_ns, queued_ns = waits[0]
+            self.stats.record_one(batch.rows, total_ns, queued_ns, input_ns, infer_ns, output_ns)
+            return
         self.stats.record_batch(batch.rows, input_ns, infer_ns, output_ns)
         if waits:
             self.stats.record_successes(waits, input_ns, infer_ns, output_ns)

@@ -345,9 +345,10 @@ class SequenceScheduler:
         self._held[batcher] = count
         if sum(self._held.values()) < self._hold_until or self._backlog_count() < self._hold_until_backlog:
             return True
-        del self._held[batcher]
         for other in self._held:
-            self.look_soon(other)
+            if other is not batcher:
+                self.look_soon(other)
+        self._held.clear()  # the condition is for the first batch of all; what it runs must not hold the others back
         return False
 
     def _backlog_count(self) -> int:
