@@ -272,11 +272,9 @@ def option_row(option: Any) -> list[str]:
     says = option.help
     if option.status is Status.WITHOUT_EFFECT:
         says = f"no effect: {option.why}"
-    elif option.status is Status.REFUSED:
-        says = f"refused: {option.why}"
     if option.instead:
         says += f" Write `{option.instead}`."
-    return [f"`--{option.name}`", str(shown), says]
+    return [f"`--{option.name}`", "" if shown is None else str(shown), says]
 
 
 GROUPS = list(dict.fromkeys(option.group for option in OPTIONS))

@@ -233,17 +233,6 @@ def example(name: str) -> str:
     }.get(name, "x")
 
 
-@pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.REFUSED])
-def test_what_is_not_supported_is_refused_by_name(name: str) -> None:
-    with pytest.raises(OptionError, match=rf"^--{name}=.* is not supported yet: ."):
-        parse(f"--{name}={example(name)}")
-
-
-@pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.REFUSED and o.default != ""])
-def test_asking_for_what_is_so_anyway_is_fine(name: str) -> None:
-    assert parse(f"--{name}={BY_NAME[name].default}").notes == ()
-
-
 @pytest.mark.parametrize("name", [o.name for o in OPTIONS if o.status is Status.WITHOUT_EFFECT])
 def test_what_has_no_effect_is_said_in_the_log(name: str) -> None:
     [note] = parse(f"--{name}={example(name)}").notes
@@ -311,3 +300,52 @@ def test_help_names_every_option_once_and_exits_0(capsys: pytest.CaptureFixture[
             f"--{option.name}" in line.replace("=", " ").replace(",", " ").split() for line in text.split("\n")
         ), option.name
     assert max(map(len, text.split("\n"))) <= 90
+
+
+# As people write them: with and without an equals sign, numbers and capitals for yes and no. All but TLS's files.
+A_COMMAND_LINE = """
+    --id=mine --exit-timeout-secs=5 --log-verbose=0 --log-info=1 --log-warning=true --log-error=True
+    --log-format=ISO8601 --log-file= --model-store=/models --model-repository /others --exit-on-error=false --strict-readiness=true
+    --disable-auto-complete-config --model-control-mode=explicit --repository-poll-secs=15 --load-model=*
+    --model-config-name=h100 --model-load-thread-count=8 --model-load-retry-count=1 --model-namespacing=false
+    --enable-peer-access=true --allow-http=true --http-address=0.0.0.0 --http-port 18000 --reuse-http-port=0
+    --http-header-forward-pattern=(?i)x-.* --http-thread-count=16 --http-max-input-size=134217728
+    --http-restricted-api=shared-memory,trace:k=v --allow-grpc=1 --grpc-address=0.0.0.0 --grpc-port=18001
+    --reuse-grpc-port=false --grpc-header-forward-pattern=x-.* --grpc-infer-thread-count=4
+    --grpc-infer-allocation-pool-size=16 --grpc-max-response-pool-size=100 --grpc-use-ssl=false
+    --grpc-use-ssl-mutual=false --grpc-infer-response-compression-level=low --grpc-keepalive-time=7200000
+    --grpc-keepalive-timeout=20000 --grpc-keepalive-permit-without-calls=False --grpc-http2-max-pings-without-data=2
+    --grpc-http2-min-recv-ping-interval-without-data=300000 --grpc-http2-max-ping-strikes=2
+    --grpc-max-connection-age=100000 --grpc-max-connection-age-grace=10000
+    --grpc-restricted-protocol=model-repository:k=v --allow-sagemaker=true --sagemaker-port=18080
+    --sagemaker-safe-port-range=18000-18100 --sagemaker-thread-count=8 --allow-vertex-ai=false --vertex-ai-port=18081
+    --vertex-ai-thread-count=8 --vertex-ai-default-model=add_sub --allow-metrics=true --allow-gpu-metrics=true
+    --allow-cpu-metrics=true --metrics-address=127.0.0.1 --metrics-port=18002 --metrics-interval-ms=1000
+    --metrics-config summary_latencies=true --metrics-config=summary_quantiles=0.5:0.05,0.9:0.01
+    --metrics-config=counter_latencies=false --trace-config triton,file=/tmp/trace.json
+    --trace-config=triton,log-frequency=50 --trace-config rate=1 --trace-config level=TIMESTAMPS
+    --trace-config count=100 --trace-config mode=triton --backend-directory=/opt/tritonserver/backends
+    --backend-config=python,shm-default-byte-size=16777216 --backend-config=default-max-batch-size=8
+    --backend-config=tensorrt,version-compatible=true --repoagent-directory=/opt/tritonserver/repoagents
+    --cache-config local,size=1048576 --cache-directory=/opt/tritonserver/caches --rate-limit=execution_count
+    --rate-limit-resource=R1:10 --rate-limit-resource R2:5:0 --pinned-memory-pool-byte-size=268435456
+    --cuda-memory-pool-byte-size=0:67108864 --cuda-virtual-address-size=0:16777216
+    --min-supported-compute-capability=6.0 --buffer-manager-thread-count=2 --host-policy=near,numa-node=0
+    --host-policy near,cpu-cores=0-1 --model-load-gpu-limit=0:0.8 --allow-client-shm=true
+"""
+
+
+def test_every_option_of_tritonserver_at_once() -> None:
+    argv = A_COMMAND_LINE.split()
+    deprecated = {option.name for option in OPTIONS if option.instead}
+    secrets = {"grpc-server-cert", "grpc-server-key", "grpc-root-cert"}
+    named = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    assert named >= set(TRITONS) - deprecated - secrets
+    options = parse_options(argv, {})
+    assert options.model_repositories == ("/models", "/others")
+    assert options.load_models == ("*",)
+    assert options.rate_limit_resources == {EVERY_DEVICE: {"R1": 10}, 0: {"R2": 5}}
+    assert options.trace.rate == 1
+    assert options.backend_config["tensorrt"] == {"version-compatible": "true"}
+    without = {option.name for option in OPTIONS if option.status is Status.WITHOUT_EFFECT}
+    assert {note[2:].partition("=")[0] for note in options.notes} == without

@@ -34,7 +34,6 @@ class Kind(Enum):
 class Status(Enum):
     SUPPORTED = "supported"
     WITHOUT_EFFECT = "without effect"  # taken, and a line in the log says why nothing comes of it
-    REFUSED = "refused"  # the server does not start; giving the default is fine
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Option:
 
 
 INT, NUM, BOOL = Kind.INTEGER, Kind.NUMBER, Kind.BOOL
-NO_EFFECT, REFUSED = Status.WITHOUT_EFFECT, Status.REFUSED
+NO_EFFECT = Status.WITHOUT_EFFECT
 _PORT: dict[str, Any] = {"kind": INT, "most": 65535}
 _NO_GPU_MEMORY: dict[str, Any] = {"status": NO_EFFECT, "why": "Doorstep keeps no memory pools"}
 
@@ -98,9 +97,9 @@ OPTIONS: tuple[Option, ...] = (
     _option("http-max-input-size", "Listening", "Largest request body in bytes, as sent and as decompressed.", INT, 64 * MIB, field="limits.body_bytes", least=1),
     _option("http-restricted-api", "Listening", "APIs that need a header: model-repository,logging:admin-key=secret. May be repeated.", Kind.RESTRICTION, repeats=True, field="http_restricted"),
     _option("http-header-forward-pattern", "Listening", "A regular expression: headers whose name it matches become parameters of the request.", Kind.PATTERN),
-    _option("allow-metrics", "Listening", "Listen for Prometheus at /metrics.", BOOL, True),
-    _option("metrics-address", "Listening", "The address for metrics, if not HTTP's."),
-    _option("metrics-port", "Listening", "The port for metrics.", default=8002, **_PORT),
+    _option("allow-metrics", "Metrics", "Listen for Prometheus at /metrics.", BOOL, True),
+    _option("metrics-address", "Metrics", "The address for metrics, if not HTTP's."),
+    _option("metrics-port", "Metrics", "The port for metrics.", default=8002, **_PORT),
     # gRPC
     _option("allow-grpc", "gRPC", "Listen for gRPC.", BOOL, True),
     _option("grpc-address", "gRPC", "The address for gRPC, if not --host."),
@@ -160,11 +159,11 @@ OPTIONS: tuple[Option, ...] = (
     _option("log-error", "Logging", "Log errors.", BOOL, True),
     _option("log-file", "Logging", "Log to this file instead of standard error."),
     _option("access-log", "Logging", "Log one line per request.", BOOL, False),
-    # What Doorstep takes without effect, or not yet
+    # What Doorstep takes without effect
     _option("allow-gpu-metrics", "Other", "GPU metrics.", BOOL, True, status=NO_EFFECT, why="there are no GPU metrics"),
-    _option("allow-cpu-metrics", "Listening", "nv_cpu_* among the metrics.", BOOL, True),
+    _option("allow-cpu-metrics", "Metrics", "nv_cpu_* among the metrics.", BOOL, True),
     _option("metrics-interval-ms", "Other", "Interval of metrics.", NUM, 2000.0, status=NO_EFFECT, why="metrics are counted when they are asked for"),
-    _option("metrics-config", "Listening", "Which latencies are among the metrics: counter_latencies=, summary_latencies=, histogram_latencies= true or false, summary_quantiles=<quantile>:<error>,… May be repeated.", repeats=True),
+    _option("metrics-config", "Metrics", "Which latencies are among the metrics: counter_latencies=, summary_latencies=, histogram_latencies= true or false, summary_quantiles=<quantile>:<error>,… May be repeated.", repeats=True),
     _option("trace-config", "Tracing", "What is traced and where to: level=TIMESTAMPS, rate=, count=, mode=triton or opentelemetry, triton,file=, triton,log-frequency=, opentelemetry,url=, opentelemetry,resource=<key>=<value> … May be repeated (docs/observability.md).", repeats=True),
     _option("backend-directory", "Models", "Folder of python-based backends: DIRECTORY/NAME/model.py runs the models of backend NAME."),
     _option("repoagent-directory", "Other", "Folder of repository agents.", status=NO_EFFECT, why="repository agents are Python functions, found by name"),
@@ -178,8 +177,8 @@ OPTIONS: tuple[Option, ...] = (
     _option("min-supported-compute-capability", "Other", "Oldest GPU.", NUM, 6.0, status=NO_EFFECT, why="each backend's library decides which GPUs it can use"),
     _option("buffer-manager-thread-count", "Other", "Copy threads.", INT, 0, status=NO_EFFECT, why="instances gather their own inputs"),
     _option("host-policy", "Models", "Where instances run: <policy>,cpu-cores=0-3 or <policy>,numa-node=0. The policy is an instance group's host_policy; cpu and gpu_<n> are those of groups that name none. May be repeated.", Kind.POLICY, repeats=True, field="host_policies"),
-    _option("model-load-gpu-limit", "Other", "GPU memory limit.", repeats=True, status=REFUSED, why="GPU memory is not watched"),
-    _option("allow-client-shm", "Listening", "Clients may hand over tensors in shared memory (/dev/shm), and have any of its objects read and written that the server may.", BOOL, False),
+    _option("model-load-gpu-limit", "Other", "GPU memory limit.", repeats=True, status=NO_EFFECT, why="GPU memory is not watched, so a model may take all there is"),
+    _option("allow-client-shm", "Server", "Clients may hand over tensors in shared memory (/dev/shm), and have any of its objects read and written that the server may.", BOOL, False),
     # Deprecated by Triton, still parsed
     _option("strict-model-config", "Deprecated", "true is --disable-auto-complete-config.", BOOL, False, instead="--disable-auto-complete-config"),
     _option("response-cache-byte-size", "Deprecated", "Size of a response cache in memory.", INT, 0, instead="--cache-config=local,size=<bytes>"),

@@ -129,8 +129,6 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str] = os.environ) 
     for option, text in _pairs(argv, repositories):
         value = _value(option, text)
         shown = f"--{option.name}" + ("" if option.kind is Kind.FLAG else f"={text}")
-        if option.status is Status.REFUSED and value != option.default:
-            raise OptionError(f"{shown} is not supported yet: {option.why}")
         if option.status is Status.WITHOUT_EFFECT:
             notes.append(f"{shown} has no effect: {option.why}")
         if option.instead:

@@ -12,7 +12,7 @@ _EXIT_CODES = "Exit codes: 0 stopped as asked, 1 could not start, 2 bad options,
 
 
 def usage(prog: str = "doorstep serve", width: int = 0) -> str:
-    """The help text, grouped; what has no effect or is not supported only by name."""
+    """The help text, grouped; what has no effect only by name."""
     width = width or min(shutil.get_terminal_size().columns, 110)
     lines = [
         f"Usage: {prog} MODELS/ [MODELS/ …] [--option=value …]",
@@ -25,13 +25,9 @@ def usage(prog: str = "doorstep serve", width: int = 0) -> str:
             lines += ["", f"{group}:"]
         for option in shown:
             lines += _help_lines(option, width)
-    for status, heading in (
-        (Status.WITHOUT_EFFECT, "Taken without effect (the log says why):"),
-        (Status.REFUSED, "Not supported yet (the server does not start with them):"),
-    ):
-        names = ", ".join(f"--{o.name}" for o in OPTIONS if o.status is status)
-        wrapped = textwrap.wrap(names, width - 4, break_on_hyphens=False, break_long_words=False)
-        lines += ["", heading, *(f"  {line}" for line in wrapped)]
+    names = ", ".join(f"--{o.name}" for o in OPTIONS if o.status is Status.WITHOUT_EFFECT)
+    wrapped = textwrap.wrap(names, width - 4, break_on_hyphens=False, break_long_words=False)
+    lines += ["", "Taken without effect (the log says why):", *(f"  {line}" for line in wrapped)]
     return "\n".join([*lines, "", _EXIT_CODES])
 
 
@@ -48,6 +44,9 @@ def _help_lines(option: Option, width: int) -> list[str]:
         Kind.RESTRICTION: "=APIS:H=VALUE",
         Kind.PATTERN: "=REGEX",
         Kind.RANGE: "=FIRST-LAST",
+        Kind.CACHE: "=CACHE,KEY=VALUE",
+        Kind.POLICY: "=P,KEY=VALUE",
+        Kind.RESOURCE: "=NAME:N[:DEVICE]",
     }.get(option.kind, "=TEXT")
     default = "" if option.default in ("", None) or option.kind is Kind.FLAG else f" [{_shown(option.default)}]"
     left = f"  --{option.name}{value}"
