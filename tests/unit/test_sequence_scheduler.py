@@ -443,6 +443,26 @@ def test_the_environment_can_hold_batches_back(bench: Make, monkeypatch: pytest.
     b.finish()
 
 
+def test_what_was_held_back_goes_everywhere_at_once(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONSERVER_DELAY_SCHEDULER", "6")
+    monkeypatch.setenv("TRITONSERVER_BACKLOG_DELAY_SCHEDULER", "1")
+    b = bench(DIRECT, batch=1, workers=3)
+    for sequence in (1, 2, 3):
+        b.send(sequence, 1, "s")
+        b.send(sequence, 2, "e")
+    b.turn()
+    assert [w.batches for w in b.workers] == [[], [], []]
+    b.send(4, 1, "se")
+    b.turn()
+    assert sorted(w.batches[0] for w in b.workers) == [["1.1"], ["2.1"], ["3.1"]]
+    for _ in range(3):
+        for worker in b.workers:
+            if worker.current is not None:
+                worker.finish()
+            b.turn()
+    b.assert_empty()
+
+
 # Endings
 
 

@@ -1,10 +1,12 @@
-"""Gives back what it gets: output i is input i. For measuring what serving costs when the model costs nothing.
+"""Gives back what it gets: output i is input i. For measuring what serving costs when the model costs nothing,
+or as much time as its config says.
 
 Knows no library. The config must list as many outputs as inputs, in the same order, with the same datatypes.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ from typing import Any
 from doorstep.backends.base import Backend, CompletionContext, InstanceContext, ModelInstance, TensorInstance
 from doorstep.errors import ConfigError, Problem
 from doorstep.types import Array
+
+# Parameters of Triton's identity backend: how long each execution takes, times the instance's number where there is a
+# multiplier (and the number is not 0), and how long the model takes to load.
+DELAY_MS, MULTIPLIER, CREATION_S = "execute_delay_ms", "instance_wise_delay_multiplier", "creation_delay_sec"
 
 
 class IdentityBackend(Backend):
@@ -21,7 +27,7 @@ class IdentityBackend(Backend):
     def complete_config(
         self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext
     ) -> None:
-        problems = []
+        problems = _number_problems(proto)
         if not proto.input:
             problems.append(Problem("input", "backend 'identity' needs at least one input", "add input { … }"))
         if not proto.output:
@@ -43,8 +49,12 @@ class IdentityBackend(Backend):
                     problems.append(Problem(f"output[{i}].data_type", f"differs from input[{i}]'s", "make them equal"))
         if problems:
             raise ConfigError(proto.name, problems)
+        if _number(proto, DELAY_MS) and "execution" not in proto.parameters:
+            proto.parameters["execution"].string_value = "thread"  # nobody sleeps on the event loop
 
     def load_instance(self, context: InstanceContext) -> ModelInstance:
+        if context.instance_name.endswith("_0"):
+            time.sleep(_number(context.config.proto, CREATION_S))
         return IdentityInstance(context)
 
 
@@ -52,6 +62,24 @@ class IdentityInstance(TensorInstance):
     def __init__(self, context: InstanceContext) -> None:
         super().__init__(context.config)
         self._source = dict(zip(context.config.outputs, context.config.inputs, strict=True))
+        number = int(context.instance_name.rpartition("_")[2] or 0)
+        factor = max(_number(context.config.proto, MULTIPLIER) * number, 1)
+        self._delay_s = _number(context.config.proto, DELAY_MS) * factor / 1000
 
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Mapping[str, Array]:
+        if self._delay_s:
+            time.sleep(self._delay_s)
         return {name: inputs[self._source[name]] for name in outputs}
+
+
+def _number(proto: Any, name: str) -> int:
+    return int(proto.parameters[name].string_value) if name in proto.parameters else 0
+
+
+def _number_problems(proto: Any) -> list[Problem]:
+    """Of the parameters that must be numbers. `name in proto.parameters` first: looking one up in a map adds it."""
+    return [
+        Problem(f'parameters["{name}"]', f"is '{proto.parameters[name].string_value}'", "write a whole number")
+        for name in (DELAY_MS, MULTIPLIER, CREATION_S)
+        if name in proto.parameters and not proto.parameters[name].string_value.isdecimal()
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from google.protobuf import json_format, text_format
 
 from doorstep import proto
+from doorstep.config import legacy_json
 from doorstep.config.survey import survey
 from doorstep.errors import ConfigError, InvalidArgument, Problem
 
@@ -145,7 +145,7 @@ def parse_json_config(config: str | bytes | Mapping[str, Any], *, what: str = "I
     """The message that Triton's JSON says: original field names, 64-bit integers as numbers or strings, enum names in
     any case. Raises InvalidArgument, beginning with `what`."""
     try:
-        value = config if isinstance(config, Mapping) else json.loads(config)
+        value = config if isinstance(config, Mapping) else legacy_json.parse(config)
         if not isinstance(value, Mapping):
             raise InvalidArgument(f"{what}: expected a JSON object, the configuration's fields by name")
         return json_format.ParseDict(_upper_enums(value, proto.ModelConfig.DESCRIPTOR, 0), proto.ModelConfig())
