@@ -16,7 +16,7 @@ from doorstep.services import Handler
 def model_handlers(server: InferenceServer) -> dict[str, Handler]:
     """By name, for one server."""
 
-    async def load(_: str, payload: Any, data: bytes) -> None:
+    async def load(model: str, payload: Any, data: bytes) -> None:
         """`files` says each file's key and size; `data` is their contents, in that order."""
         files = {}
         at = 0
@@ -27,10 +27,11 @@ def model_handlers(server: InferenceServer) -> dict[str, Handler]:
                 )
             files[key.removeprefix("file:")] = bytes(data[at : at + size])
             at += size
-        await server.load(payload["name"], LoadRequest(payload["config"] or None, files))
+        asker = model if payload["loading"] else ""
+        await server.load(payload["name"], LoadRequest(payload["config"] or None, files), asker)
 
-    async def unload(_: str, payload: Any, __: bytes) -> None:
-        await server.unload(payload["name"], payload["unload_dependents"])
+    async def unload(model: str, payload: Any, _: bytes) -> None:
+        await server.unload(payload["name"], payload["unload_dependents"], model if payload["loading"] else "")
 
     async def ready(_: str, payload: Any, __: bytes) -> bool:
         """Of a model the server does not know: no, as Triton says to models; clients are told that it is not found."""

@@ -137,11 +137,12 @@ class InferenceServer:
         """Looks at the disk, so that models that came since are in the index."""
         await self.repository.refresh()
 
-    async def load(self, name: str, request: LoadRequest) -> None:
-        await self.repository.load(name, request)
+    async def load(self, name: str, request: LoadRequest, asker: str = "") -> None:
+        """`asker`: a model whose own loading waits for this one."""
+        await self.repository.load(name, request, asker)
 
-    async def unload(self, name: str, unload_dependents: bool = False) -> None:
-        await self.repository.unload(name, unload_dependents)
+    async def unload(self, name: str, unload_dependents: bool = False, asker: str = "") -> None:
+        await self.repository.unload(name, unload_dependents, asker)
 
     # Life
 

@@ -114,7 +114,7 @@ def test_a_cancelled_await_cancels_the_call(serve):
 def test_files_of_a_model_are_sent_one_after_the_other(serve):
     server = serve(FakeServer(answers={"load_model": lambda *_: None}))
     pb_utils.load_model("m", config="{}", files={"file:1/a": b"ab", "file:1/b": b"c"})
-    payload = {"name": "m", "config": "{}", "files": [["file:1/a", 2], ["file:1/b", 1]]}
+    payload = {"name": "m", "config": "{}", "files": [["file:1/a", 2], ["file:1/b", 1]], "loading": False}
     assert server.asked == [("load_model", payload, b"abc")]
 
 

@@ -39,6 +39,7 @@ class ModelCall:
     timeout_us: int = 0
     priority: int = 0
     parent: InferenceRequest | None = None  # the request being run: cancelled with it, and traced as its child
+    waiter: InferenceRequest | None = None  # only cancelled with it, if that is cancelled later
 
 
 class CallResponses(Protocol):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 from doorstep.errors import BackendError, Cancelled, DoorstepError, ErrorCode, InvalidArgument
@@ -25,6 +27,20 @@ S = TypeVar("S", bound=Servable)
 T = TypeVar("T")
 
 STOPPED = "loading was stopped"
+MOST_CALLED = 64  # models loaded at a time because others, which are being loaded, wait for them
+
+_called: ContextVar[bool] = ContextVar("called", default=False)
+
+
+@contextmanager
+def called_by_loading(called: bool = True) -> Iterator[None]:
+    """What is begun within is waited for by model code that is being loaded, and so by a thread of the pool."""
+    token = _called.set(called or _called.get())
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
 
 # How Triton words a status in the reason of an index row.
 _CODE_WORDS = {
@@ -56,6 +72,7 @@ class Loader(Generic[S]):
         self._serving = serving
         self._retries = retries
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="doorstep-load")
+        self._pool_of_called = ThreadPoolExecutor(MOST_CALLED, thread_name_prefix="doorstep-load")
         self._jobs: dict[Future[Any], str] = {}  # in the pool, and what they do
         self._retiring: dict[asyncio.Task[None], Life[S]] = {}
 
@@ -160,7 +177,8 @@ class Loader(Generic[S]):
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._pool_of_called):
+            pool.shutdown(wait=False, cancel_futures=True)
         return left
 
     def _stamps(self, name: str) -> dict[int, Stamp]:
@@ -229,7 +247,7 @@ class Loader(Generic[S]):
         return await asyncio.wrap_future(self._submit(what, function, *arguments))
 
     def _submit(self, what: str, function: Callable[..., T], *arguments: Any) -> Future[T]:
-        job = self._pool.submit(function, *arguments)
+        job = (self._pool_of_called if _called.get() else self._pool).submit(function, *arguments)
         self._jobs[job] = what
         loop = asyncio.get_running_loop()
 

@@ -21,13 +21,14 @@ from doorstep.repository.base import IndexEntry, LoadRequest, ModelState, Servab
 from doorstep.repository.dependencies import Dependencies, Needed, identity, split
 from doorstep.repository.layout import without_versions
 from doorstep.repository.lifecycle import Listener, ModelLifecycle
-from doorstep.repository.loader import Loader
+from doorstep.repository.loader import Loader, called_by_loading
 from doorstep.repository.overrides import OverrideDirectory
 from doorstep.repository.reconcile import Stamp
 from doorstep.repository.serving_map import ServingMap
 from doorstep.repository.source import DuplicateModel, FoundModel, Source
 from doorstep.repository.turns import Setbacks, Turns
 from doorstep.repository.version_policy import choose, policy_of
+from doorstep.repository.waits import Waits
 
 logger = logging.getLogger("doorstep.repository")
 S = TypeVar("S", bound=Servable)
@@ -102,6 +103,7 @@ class ModelRepository(Generic[S]):
             load_model, self._lifecycle, self.serving, threads=options.load_threads, retries=options.load_retries
         )
         self._turns = Turns()
+        self._waits = Waits()
         self._setbacks = Setbacks()
         self._operations: set[asyncio.Task[Any]] = set()
         self._names: set[str] = set()  # of the models on disk, as of the last look
@@ -231,30 +233,33 @@ class ModelRepository(Generic[S]):
 
     # ---- load and unload calls
 
-    async def load(self, name: str, request: LoadRequest | None = None) -> None:
+    async def load(self, name: str, request: LoadRequest | None = None, asker: str = "") -> None:
         """Serves what the repository has of `name` now; returns when it does. A model that is unchanged stays as it is.
 
-        With `request`, its config and files instead of the repository's. Whatever fails leaves what was served. Raises
-        InvalidArgument, Internal or Unavailable in Triton's words."""
+        With `request`, its config and files instead of the repository's. Whatever fails leaves what was served.
+        `asker`: a model whose own loading waits for this one. Raises InvalidArgument, Internal or Unavailable in
+        Triton's words."""
         self._check_explicit()
         _check_name(name)
-        await self._finish(self._operation(self._load_called(name, request)))
+        with self._waits.noted(asker, name) as within, called_by_loading(bool(asker)):
+            await self._finish(self._operation(self._load_called(name, request, within)))
 
-    async def unload(self, name: str, unload_dependents: bool = False) -> None:
+    async def unload(self, name: str, unload_dependents: bool = False, asker: str = "") -> None:
         """Ceases to serve `name` at once; what is in flight is answered, then its memory is given back, in the
         background. Nothing to unload is no error. With `unload_dependents`, the models of an ensemble's steps too, but
         for those that were loaded by name, or that another ensemble needs."""
         self._check_explicit()
-        for model in self._identities(name) or [name]:
-            await self._finish(self._operation(self._unload_named(model, unload_dependents)))
+        with self._waits.noted(asker, name), called_by_loading(bool(asker)):
+            for model in self._identities(name) or [name]:
+                await self._finish(self._operation(self._unload_named(model, unload_dependents)))
 
-    async def _load_called(self, name: str, request: LoadRequest | None = None) -> None:
+    async def _load_called(self, name: str, request: LoadRequest | None = None, within: tuple[str, ...] = ()) -> None:
         """All models of that name: with namespaces there may be several."""
         models = [name]
         if self.options.namespacing and not (request is not None and request.files):
             models = await _off_loop(self._source.identities, name) or models
         self._explicit.update(models)
-        results = await asyncio.gather(*(self._load_named(m, request) for m in models), return_exceptions=True)
+        results = await asyncio.gather(*(self._load_named(m, request, within) for m in models), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result

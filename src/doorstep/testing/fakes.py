@@ -99,13 +99,13 @@ class FakeRepository:
     async def refresh(self) -> None:
         await asyncio.sleep(0)
 
-    async def load(self, name: str, request: LoadRequest) -> None:
+    async def load(self, name: str, request: LoadRequest, asker: str = "") -> None:
         await asyncio.sleep(0)
         if self.fail_with is not None:
             raise self.fail_with
         self.loaded.append((name, request))
 
-    async def unload(self, name: str, unload_dependents: bool) -> None:
+    async def unload(self, name: str, unload_dependents: bool, asker: str = "") -> None:
         await asyncio.sleep(0)
         if not self._serving.versions(name):
             raise InvalidArgument(f"failed to unload '{name}'")

@@ -93,8 +93,9 @@ class Calls:
             timeout,
             priority,
         )
-        parent = self._find(of) if of else None
-        sender = _CallSender(self, number, of if parent is not None else 0)
+        waiter = self._find(abs(of)) if of else None
+        parent = waiter if of > 0 else None
+        sender = _CallSender(self, number, abs(of) if waiter is not None else 0)
         request = sender.request = make_request(call, sender)
         self._running[number] = sender
         if sender.parent:
@@ -176,7 +177,7 @@ class _CallSender:
 
     def __init__(self, calls: Calls, number: int, parent: int) -> None:
         self.number = number
-        self.parent = parent  # the request it is made for, as the process numbers them; 0: none
+        self.parent = parent  # the request it is cancelled with, as the process numbers them; 0: none
         self.request: InferenceRequest
         self._calls = calls
         self._unread = 0  # bytes the process has not looked at

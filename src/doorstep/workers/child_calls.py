@@ -9,6 +9,7 @@ from typing import Any
 
 from doorstep.backends.base import CallResponses, ModelCall
 from doorstep.errors import BackendError, DoorstepError, Unavailable
+from doorstep.request import InferenceRequest
 from doorstep.workers.child_request import SEQUENCE_END, SEQUENCE_START, WorkerRequest
 from doorstep.workers.child_side import ChildSide, memory_of
 from doorstep.workers.frames import WINDOW_BYTES, Kind, Layout
@@ -46,7 +47,6 @@ class ChildServer:
             layout = Layout()
             entries = layout.add(call.inputs)
             data, segment = self._side.place(layout)
-            parent = call.parent
             self._side.send(
                 Kind.CALL,
                 (
@@ -62,7 +62,7 @@ class ChildServer:
                     SEQUENCE_START * call.sequence_start | SEQUENCE_END * call.sequence_end,
                     call.timeout_us,
                     call.priority,
-                    parent.number if isinstance(parent, WorkerRequest) and not parent.ended else 0,
+                    _number(call.parent) or -_number(call.waiter),
                 ),
                 data,
             )
@@ -154,3 +154,7 @@ class ChildServer:
 
 def _gone() -> DoorstepError:
     return Unavailable("the server is gone")
+
+
+def _number(request: InferenceRequest | None) -> int:
+    return request.number if isinstance(request, WorkerRequest) and not request.ended else 0

@@ -198,6 +198,7 @@ def _begin(request: InferenceRequest, *, decoupled: bool) -> tuple[ModelCall, Ca
         sequence_end=bool(request._flags & SEQUENCE_END),
         timeout_us=request._timeout,
         parent=request._trace._request if request._trace is not None else None,
+        waiter=triton_runtime.running.get(),
     )
     return call, server.call(call)
 
@@ -261,25 +262,33 @@ def _needs_decoupled(name: str) -> DoorstepError:
 
 def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
     """Loads or reloads a model, and waits for it. `config` is JSON; `files` are by "file:<version>/<path>"."""
-    if files is not None and not isinstance(files, dict):
     model_name, config = text_of(model_name, "load_model: model_name"), text_of(config, "load_model: config")
+    if files is not None and not isinstance(files, dict):
         raise TritonModelException(
             f"failed to load model '{model_name}', files should be a dictionary of file paths and file contents"
         )
     contents = {path: bytes(content) for path, content in (files or {}).items()}
     sizes = [[path, len(content)] for path, content in contents.items()]
-    payload = {"name": model_name, "config": config, "files": sizes}
+    payload = {"name": model_name, "config": config, "files": sizes, "loading": _loading()}
     _ask("Failed to load model", "load_model", payload, b"".join(contents.values()))
 
 
 def unload_model(model_name: str, unload_dependents: bool = False) -> None:
     """Starts unloading; requests that the model has are still answered."""
-    payload = {"name": model_name, "unload_dependents": bool(unload_dependents)}
+    model_name = text_of(model_name, "unload_model: model_name")
+    payload = {"name": model_name, "unload_dependents": bool(unload_dependents), "loading": _loading()}
     _ask("Failed to unload model", "unload_model", payload)
+
+
+def _loading() -> bool:
+    """Whether the model waits while it is being loaded itself."""
+    return triton_runtime.phase is Phase.LOADING
 
 
 def is_model_ready(model_name: str, model_version: str = "") -> bool:
     text = "Failed to check model readiness"
+    model_name = text_of(model_name, "is_model_ready: model_name")
+    model_version = text_of(model_version, "is_model_ready: model_version")
     if model_version and not model_version.removeprefix("-").isdecimal():
         raise TritonModelException(
             f"{text}: failed to get model version from specified version string '{model_version}' (details: stol), "
@@ -287,8 +296,6 @@ def is_model_ready(model_name: str, model_version: str = "") -> bool:
         )
     if model_version.startswith("-"):
         raise TritonModelException(
-    model_name = text_of(model_name, "is_model_ready: model_name")
-    model_version = text_of(model_version, "is_model_ready: model_version")
             f"{text}: failed to get model version from specified version string '{model_version}', version should be "
             "an integral value > 0"
         )

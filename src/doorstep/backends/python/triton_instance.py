@@ -89,6 +89,7 @@ class TritonInstance(ModelInstance):
     def execute(self, batch: Batch) -> None:
         emit, outputs = batch.emit, self._all_outputs
         requests = [made_for(request, self, emit, outputs) for request in batch.requests]
+        triton_runtime.running.set(batch.requests[0] if len(requests) == 1 else None)
         batch.input_end_ns = time.monotonic_ns()
         try:
             returned = self._model.execute(requests)
@@ -215,8 +216,8 @@ class TritonInstance(ModelInstance):
                 array = bytes_array(array)
             if spec.reshape is not None:
                 lead = array.shape[: len(spec.shape) - len(spec.dims)]
-                if spec.dims.count(-1) <= 1:
                 shape = lead + spec.dims
+                if spec.dims.count(-1) <= 1:
                     try:
                         array = array.reshape(shape)
                     except ValueError:
@@ -227,13 +228,13 @@ class TritonInstance(ModelInstance):
             tensors.append(ServerTensor(name, tensor._type, array))
         return Outputs(tensors, response._parameters) if response._parameters else tensors
 
-    # What it raised
     def _remark(self, name: str, text: str) -> None:
         """Triton says nothing of it, and existing models live with that; the log says it once for each output."""
         if name not in self._remarked:
             self._remarked.add(name)
             triton_runtime.log("WARNING", f"output '{name}' of model '{self.name}' {text}")
 
+    # What it raised
 
     def _run_beside(self, coroutine: Any, requests: list[InferenceRequest]) -> None:
         """`async def execute` of a decoupled model: the next batch does not wait for it, as in Triton."""

@@ -9,11 +9,13 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from enum import Enum
 from typing import Any
 
 from doorstep.backends.base import ServerAccess
 from doorstep.backends.python.triton_errors import TritonModelException
+from doorstep.request import InferenceRequest
 
 
 class Phase(Enum):
@@ -26,6 +28,8 @@ class Phase(Enum):
 
 model_directory = ""
 phase = Phase.LOADING
+# What `execute` runs, where it is one request alone: what it waits for is not wanted without it.
+running: ContextVar[InferenceRequest | None] = ContextVar("running", default=None)
 _log: Callable[[str, str], None] | None = None
 _server: ServerAccess | None = None
 
