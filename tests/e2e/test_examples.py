@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -97,3 +98,53 @@ def test_the_commands_in_the_examples_work(
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)[output]
     assert got == expected
+
+
+@pytest.fixture(scope="module")
+def together() -> Iterator[ServerProcess]:
+    """The examples of models that work with others, or with what came before."""
+    repositories = [EXAMPLES / name / "models" for name in ("ensemble", "bls", "decoupled", "sequence")]
+    with ServerProcess(repositories, env={"PYTHONDONTWRITEBYTECODE": "1"}) as running:
+        yield running
+
+
+def test_the_ensemble_counts_words(together: ServerProcess) -> None:
+    with Client(f"http://{together.http}") as client:
+        counts = client.infer("word_counts", TEXT=["To be or not to be"])
+    assert counts["WORD"].tolist() == [b"to", b"be", b"or", b"not"]
+    assert counts["TIMES"].tolist() == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "asked"), [("The end", b"en", b"cheap"), ("Das ist neu", b"de", b"costly")]
+)
+def test_the_costly_model_is_asked_only_where_the_cheap_one_is_not_sure(
+    together: ServerProcess, text: str, language: bytes, asked: bytes
+) -> None:
+    with Client(f"http://{together.http}") as client:
+        answer = client.infer("cascade", text=[text])
+    assert answer["language"].tolist() == [language]
+    assert answer["asked"].tolist() == [asked]
+
+
+def test_words_come_one_by_one_over_a_grpc_stream(together: ServerProcess) -> None:
+    assert python("../decoupled/call.py", together.grpc) == "one\ntwo\nthree\n"
+
+
+def test_words_come_one_by_one_as_events(together: ServerProcess) -> None:
+    url = f"http://{together.http}/v2/models/words/generate_stream"
+    with urlopen(url, b'{"TEXT": "one two three"}', timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    assert [event["WORD"] for event in events] == ["one", "two", "three"]
+
+
+def test_each_sequence_has_its_own_mean(together: ServerProcess) -> None:
+    assert python("../sequence/call.py", together.http).splitlines() == [
+        "morning: 1 → mean 1.0",
+        "evening: 10 → mean 10.0",
+        "morning: 2 → mean 1.5",
+        "evening: 20 → mean 15.0",
+        "morning: 6 → mean 3.0",
+        "evening: 60 → mean 30.0",
+    ]

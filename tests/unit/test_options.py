@@ -305,7 +305,8 @@ def test_help_names_every_option_once_and_exits_0(capsys: pytest.CaptureFixture[
 # As people write them: with and without an equals sign, numbers and capitals for yes and no. All but TLS's files.
 A_COMMAND_LINE = """
     --id=mine --exit-timeout-secs=5 --log-verbose=0 --log-info=1 --log-warning=true --log-error=True
-    --log-format=ISO8601 --log-file= --model-store=/models --model-repository /others --exit-on-error=false --strict-readiness=true
+    --log-format=ISO8601 --log-file= --model-store=/models --model-repository /others --exit-on-error=false
+    --strict-readiness=true
     --disable-auto-complete-config --model-control-mode=explicit --repository-poll-secs=15 --load-model=*
     --model-config-name=h100 --model-load-thread-count=8 --model-load-retry-count=1 --model-namespacing=false
     --enable-peer-access=true --allow-http=true --http-address=0.0.0.0 --http-port 18000 --reuse-http-port=0
