@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -23,10 +24,15 @@ class Channel:
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
-    def receive(self) -> tuple[int, Any, bytearray]:
-        """The next frame: kind, meta, data. Raises EOFError when the server is gone."""
+    def receive(self, awake_ns: int = 0) -> tuple[int, Any, bytearray]:
+        """The next frame: kind, meta, data. Raises EOFError when the server is gone.
+
+        For `awake_ns` it looks again and again instead of sleeping: being woken takes longer than a small batch."""
         frames = self._frames
         while not frames:
+            if awake_ns:
+                self._stay_awake(awake_ns)
+                awake_ns = 0
             count, ancillary, _, _ = self._sock.recvmsg_into((self._buffer.space(),), _ANCILLARY_BYTES)
             if not count:
                 raise EOFError
@@ -36,6 +42,17 @@ class Channel:
                         self._descriptors.append(int.from_bytes(data[at : at + 4], "little"))
             frames.extend(self._buffer.received(count))
         return frames.popleft()
+
+    def _stay_awake(self, awake_ns: int) -> None:
+        """Returns when something has come, or the time is over. Others that want the core get it at once."""
+        until = time.monotonic_ns() + awake_ns
+        peek, flags = self._sock.recv, socket.MSG_PEEK | socket.MSG_DONTWAIT
+        while time.monotonic_ns() < until:
+            try:
+                peek(1, flags)
+                return
+            except BlockingIOError:
+                os.sched_yield()
 
     def wait(self, seconds: float | None) -> bool:
         """Whether `receive` would give something without waiting, after waiting at most so long for it."""

@@ -37,6 +37,7 @@ from doorstep.workers.child_side import ChildSide
 from doorstep.workers.execute import execute
 from doorstep.workers.frames import INLINE_BYTES, Kind, Layout, ProtocolError, read_tensors
 from doorstep.workers.outcome import described, error_meta, outputs_meta
+from doorstep.workers.pace import AWAKE_US, Pace
 from doorstep.workers.shared_memory import Reader, Segment, Writer
 
 FLAG_BYTES = 16384  # one per request: not zero once the request is cancelled
@@ -62,6 +63,7 @@ class Worker:
         self._side.handlers[Kind.IS_READY] = self._on_is_ready
         self._inputs = Reader()
         self._outputs = Writer()
+        self._pace = Pace()
         self._instance: ModelInstance | None = None
         self._context: InstanceContext | None = None
 
@@ -69,9 +71,12 @@ class Worker:
         """Until the server says UNLOAD, or is gone (EOFError)."""
         channel = self._channel
         while True:
-            kind, meta, data = channel.receive()
+            pace = self._pace
+            kind, meta, data = channel.receive(pace.awake_ns)
             if kind == Kind.EXECUTE:
+                pace.begin(len(meta[4]))
                 self._execute(meta, data)
+                pace.end()
                 del data
             elif kind == Kind.SEGMENT:
                 self._add_segment(meta)
@@ -140,6 +145,7 @@ class Worker:
             log=self.log,
             server=self._server,
         )
+        self._pace = Pace(float(context.backend_config.get("awake-microseconds", AWAKE_US)))
         name_process(context.instance_name)
         self._instance = find_backend(meta["backend"], meta["backend_config"]).load_instance(context)
         self._context = context
