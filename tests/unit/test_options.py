@@ -348,5 +348,18 @@ def test_every_option_of_tritonserver_at_once() -> None:
     assert options.rate_limit_resources == {EVERY_DEVICE: {"R1": 10}, 0: {"R2": 5}}
     assert options.trace.rate == 1
     assert options.backend_config["tensorrt"] == {"version-compatible": "true"}
-    without = {option.name for option in OPTIONS if option.status is Status.WITHOUT_EFFECT}
+    without = {option.name for option in OPTIONS if option.status is Status.WITHOUT_EFFECT} | {"backend-config"}
     assert {note[2:].partition("=")[0] for note in options.notes} == without
+
+
+@pytest.mark.parametrize("setting", ["python,shm-default-byte-size=1048576", "onnxruntime,enable-global-threadpool=1"])
+def test_a_backends_setting_that_means_nothing_here_is_said_in_the_log(setting: str) -> None:
+    [note] = parse(f"--backend-config={setting}").notes
+    assert note.startswith(f"--backend-config={setting} has no effect: ")
+
+
+def test_a_deprecated_option_that_asks_for_what_is_so_anyway_is_not_turned_around() -> None:
+    assert parse("--strict-model-config=false").notes == ("--strict-model-config is deprecated; leave it out",)
+    assert parse("--strict-model-config=true").notes == (
+        "--strict-model-config is deprecated; write --disable-auto-complete-config",
+    )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from doorstep.config.backend_settings import backend_settings
 from doorstep.config.cache_options import CacheOptions, cache_options, parse_cache_setting
 from doorstep.config.cloud import Clouds, check_ports
 from doorstep.config.header_pattern import compile_pattern
@@ -132,7 +133,10 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str] = os.environ) 
         if option.status is Status.WITHOUT_EFFECT:
             notes.append(f"{shown} has no effect: {option.why}")
         if option.instead:
-            notes.append(f"--{option.name} is deprecated; write {option.instead}")
+            so_anyway = option.kind is Kind.BOOL and value == option.default
+            notes.append(
+                f"--{option.name} is deprecated; " + ("leave it out" if so_anyway else f"write {option.instead}")
+            )
         if option.status is Status.SUPPORTED:
             if option.target == "model_repositories":
                 repositories.append(value)
@@ -333,7 +337,7 @@ def _assemble(
         values["metrics"] = parse_metrics_options(given.get("metrics-config", ()), notes)
     except InvalidArgument as error:
         raise OptionError(error.message) from None
-    values["backend_config"] = _backend_config(given.get("backend-config", ()))
+    values["backend_config"] = _backend_settings(given.get("backend-config", ()), notes)
     if directory := values.pop("backend_directory", ""):  # a setting of every backend, as in Triton
         values["backend_config"].setdefault("", {})["backend-directory"] = directory
     values["rate_limit_resources"] = _resources(given.get("rate-limit-resource", ()))
@@ -368,16 +372,11 @@ def _load_models(values: Mapping[str, Any], given: Mapping[str, list[Any]]) -> t
     return models
 
 
-def _backend_config(settings: Sequence[tuple[str, str, str]]) -> dict[str, dict[str, str]]:
-    config: dict[str, dict[str, str]] = {}
-    for backend, key, value in settings:
-        config.setdefault(backend, {})[key] = value
-    for backend, known in config.items():
-        size = known.get("default-max-batch-size", "0")
-        if not size.isdecimal():
-            shown = f"{backend},default-max-batch-size={size}".lstrip(",")
-            raise OptionError(f"--backend-config={shown}: expected a whole number, 0 or more")
-    return config
+def _backend_settings(settings: Sequence[tuple[str, str, str]], notes: list[str]) -> dict[str, dict[str, str]]:
+    try:
+        return backend_settings(settings, notes)
+    except InvalidArgument as error:
+        raise OptionError(error.message) from None
 
 
 def _cache(values: dict[str, Any], given: Mapping[str, list[Any]], environ: Mapping[str, str]) -> CacheOptions | None:
