@@ -202,7 +202,7 @@ class Loader(Generic[S]):
                     self._retire(life, STOPPED)
                 raise
             except DoorstepError as error:
-                reason = f"{_CODE_WORDS[error.code]}: {_without_paths(error.message, life.spec)}"
+                reason = f"{_CODE_WORDS[error.code]}: {error.message}"
             else:
                 return None
         return reason
@@ -274,7 +274,11 @@ class _Load(Generic[S]):
         self._made: S | None = None
 
     def run(self) -> S:
-        made = _contained(lambda: self._load_model(self._spec), self._spec)
+        try:
+            made = _contained(lambda: self._load_model(self._spec), self._spec)
+        except DoorstepError as error:
+            text = _without_paths(error.message, self._spec)
+            raise DoorstepError(text, code=error.code, reason=error.reason) from error
         with self._lock:
             if not self._abandoned:
                 self._made = made
@@ -301,8 +305,11 @@ def _contained(function: Callable[[], T], about: object) -> T:
 
 
 def _without_paths(message: str, spec: VersionSpec) -> str:
-    """The text with paths that begin at the model's folder: where that is, is not a client's business."""
+    """The text with paths that begin at the model's folder: where that is, is not a client's business. Looks at the
+    disk: a folder may be a link."""
     for directory in (spec.version_directory.parent, spec.model_directory):
+        message = message.replace(str(directory), spec.name)
+    for directory in (spec.version_directory.resolve().parent, spec.model_directory.resolve()):
         message = message.replace(str(directory), spec.name)
     return message
 

@@ -103,6 +103,9 @@ class ModelRepository(Generic[S]):
             load_model, self._lifecycle, self.serving, threads=options.load_threads, retries=options.load_retries
         )
         self._turns = Turns()
+        self._calls = (
+            Turns()
+        )  # of load and unload calls, by the name they say: a load looks at the disk before its turn
         self._waits = Waits()
         self._setbacks = Setbacks()
         self._operations: set[asyncio.Task[Any]] = set()
@@ -250,19 +253,24 @@ class ModelRepository(Generic[S]):
         for those that were loaded by name, or that another ensemble needs."""
         self._check_explicit()
         with self._waits.noted(asker, name), called_by_loading(bool(asker)):
-            for model in self._identities(name) or [name]:
-                await self._finish(self._operation(self._unload_named(model, unload_dependents)))
+            await self._finish(self._operation(self._unload_called(name, unload_dependents)))
 
     async def _load_called(self, name: str, request: LoadRequest | None = None, within: tuple[str, ...] = ()) -> None:
         """All models of that name: with namespaces there may be several."""
         models = [name]
-        if self.options.namespacing and not (request is not None and request.files):
-            models = await _off_loop(self._source.identities, name) or models
-        self._explicit.update(models)
-        results = await asyncio.gather(*(self._load_named(m, request, within) for m in models), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        async with self._calls.take(name):
+            if self.options.namespacing and not (request is not None and request.files):
+                models = await _off_loop(self._source.identities, name) or models
+            self._explicit.update(models)
+            loads = [self._load_named(model, request, within) for model in models]
+            for result in await asyncio.gather(*loads, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+
+    async def _unload_called(self, name: str, unload_dependents: bool) -> None:
+        async with self._calls.take(name):
+            for model in self._identities(name) or [name]:
+                await self._unload_named(model, unload_dependents)
 
     async def _load_named(self, name: str, request: LoadRequest | None = None, within: tuple[str, ...] = ()) -> None:
         """The models that it needs first, then itself, then the ensembles that need it. `within`: those it is loaded
@@ -285,7 +293,8 @@ class ModelRepository(Generic[S]):
         names = self._dependencies.names_needed_by(name)
         if self.options.namespacing:
             for bare in names:
-                self._names.update(await _off_loop(self._source.identities, bare))
+                there = await _off_loop(self._source.identities, bare)
+                self._names = {known for known in self._names if split(known)[1] != bare}.union(there)
         needed = [self._resolve_on_disk(name, bare) for bare in names]
         chain = (*within, name)
         await asyncio.gather(

@@ -73,7 +73,13 @@ class SageMakerFront:
         if name not in self._models.urls:
             exchange.respond(404, ())
             return
-        self._hosted_infer.infer_model(exchange, _target(exchange, name))
+        target = _target(exchange, name)
+        try:
+            self._models.check_target(name, target)
+        except DoorstepError as error:
+            _fail(exchange, error)
+        else:
+            self._hosted_infer.infer_model(exchange, target)
 
     def _list(self, exchange: Exchange) -> None:
         exchange.respond(200, (), orjson.dumps({"models": self._models.listing()}))
@@ -101,11 +107,11 @@ class SageMakerFront:
             exchange.respond(404, ())
             return
         try:
-            await self._models.unload(name, _target(exchange, name))
+            found = await self._models.unload(name, _target(exchange, name))
         except DoorstepError as error:
             _fail(exchange, error)
         else:
-            exchange.respond(200, ())
+            exchange.respond(200 if found else 404, ())
 
 
 def _target(exchange: Exchange, name: str) -> str:

@@ -7,15 +7,18 @@ served under the name of its target model. Rules and texts are Triton's (server,
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doorstep.errors import AlreadyExists, DoorstepError, InvalidArgument
 from doorstep.repository.base import LoadRequest
+from doorstep.repository.turns import Turns
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
@@ -46,7 +49,8 @@ class HostedModels:
         self.urls: dict[str, str] = {}  # model name, as SageMaker calls it → its repository
         self._server = server
         self._path = re.compile(_PATH.format(root=re.escape(root)))
-        self._places: dict[str, Path] = {}  # model name → the folder that serves as its repository
+        self._loaded: dict[str, tuple[str, Path]] = {}  # model name → its target, the folder that is its repository
+        self._turns = Turns()
 
     def listing(self) -> list[dict[str, str]]:
         """Every model loaded here; an empty row for one that is not ready, as Triton has it."""
@@ -63,24 +67,35 @@ class HostedModels:
         if name in self.urls:
             raise AlreadyExists(f"model '{name}' is loaded already, from '{self.urls[name]}'")
         self.urls[name] = url  # nobody else may take the name meanwhile
-        try:
-            place, self.urls[name] = await asyncio.to_thread(_lay_out, self._path, url, target)
+        async with self._turns.take(name):
             try:
-                self._server.repository.add_repository(place)
-                await self._server.load(target, LoadRequest())
+                place, self.urls[name] = await asyncio.to_thread(_lay_out, self._path, url, target)
+                try:
+                    self._server.repository.add_repository(place)
+                    await self._server.load(target, LoadRequest())
+                except BaseException:
+                    await self._remove(place)
+                    raise
             except BaseException:
-                await self._remove(place)
+                del self.urls[name]
                 raise
-        except BaseException:
-            del self.urls[name]
-            raise
-        self._places[name] = place
+            self._loaded[name] = target, place
 
-    async def unload(self, name: str, target: str) -> None:
-        """Ceases to serve it, and what only it needed."""
-        await self._server.unload(target, unload_dependents=True)
-        del self.urls[name]
-        await self._remove(self._places.pop(name))
+    async def unload(self, name: str, target: str) -> bool:
+        """Ceases to serve it, and what only it needed, once it is loaded. False: there is nothing of that name."""
+        async with self._turns.take(name):
+            if name not in self._loaded:
+                return False
+            self.check_target(name, target)
+            await self._server.unload(target, unload_dependents=True)
+            del self.urls[name]
+            await self._remove(self._loaded.pop(name)[1])
+            return True
+
+    def check_target(self, name: str, target: str) -> None:
+        """What is done to one model is not done to another. Raises InvalidArgument."""
+        if name in self._loaded and self._loaded[name][0] != target:
+            raise InvalidArgument(f"model '{name}' was not loaded as target model '{target}'")
 
     async def _remove(self, place: Path) -> None:
         self._server.repository.remove_repository(place)
@@ -99,8 +114,9 @@ def _lay_out(pattern: re.Pattern[str], url: str, target: str) -> tuple[Path, str
         raise InvalidArgument(
             f"Invalid \"url\" '{url}': expected a path of the form /opt/ml/models/<hash>/model[/<subdir>]"
         )
-    if not target or "/" in target or target in (".", ".."):
+    if not target or "/" in target or "\0" in target or target in (".", ".."):
         raise InvalidArgument(f"invalid model name '{target}', model name must not contain path traversal characters")
+    place = None
     try:
         if os.path.isfile(f"{path}/config.pbtxt"):
             parent, chosen = match[1], match[2]
@@ -111,8 +127,11 @@ def _lay_out(pattern: re.Pattern[str], url: str, target: str) -> tuple[Path, str
             if entry.is_dir() and entry.name != chosen and parent == path:
                 (place / entry.name).symlink_to(entry.path)
         _link(Path(parent, chosen), place / target)
-    except OSError as error:
-        raise InvalidArgument(f"repository path '{url}' cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+        why = error.strerror if isinstance(error, OSError) else "a name or a config.pbtxt is not UTF-8 text"
+        raise InvalidArgument(f"repository path '{url}' cannot be read: {why}") from None
     return place, parent
 
 
@@ -121,7 +140,7 @@ def _choose(path: str) -> str:
     folders = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
     for name in folders:
         try:
-            text = Path(path, name, "config.pbtxt").read_text(errors="replace")
+            text = _text(Path(path, name, "config.pbtxt"), errors="replace")
         except OSError:
             continue
         if _ENSEMBLE.search(text):
@@ -136,6 +155,13 @@ def _link(model: Path, target: Path) -> None:
     target.mkdir()
     for entry in model.iterdir():
         if entry.name == "config.pbtxt":
-            (target / entry.name).write_text(_NAME.sub("", entry.read_text(), count=1))
+            (target / entry.name).write_text(_NAME.sub("", _text(entry), count=1))
         else:
             (target / entry.name).symlink_to(entry)
+
+
+def _text(path: Path, errors: str = "strict") -> str:
+    """Of a file: to read a pipe or a device might never end. Raises OSError, UnicodeError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "config.pbtxt is not a file")
+    return path.read_text(errors=errors)
