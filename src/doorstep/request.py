@@ -191,6 +191,7 @@ class Batch:
         "emit",
         "input_end_ns",
         "output_start_ns",
+        "padding",
         "requests",
         "results",
         "rows",
@@ -200,6 +201,7 @@ class Batch:
     def __init__(self, requests: list[InferenceRequest], rows: int) -> None:
         self.requests = requests
         self.rows = rows  # the sum of the requests' rows
+        self.padding = 0  # how many of them are nobody's
         self.results: list[Result] = [None] * len(requests)
         self.worker: Any = None  # the scheduler's note of where it runs
         self.emit: Emit = _nobody_listens

@@ -162,10 +162,11 @@ class ModelStatistics:
         self.time_compute_ns = Histogram(_DURATION_BUCKETS_NS)
         self.time_batch_size = Histogram(BATCH_SIZE_BUCKETS)
 
-    def record_batch(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """One execution of `rows` rows. Called once per batch, before its requests are recorded."""
+    def record_batch(self, rows: int, input_ns: int, infer_ns: int, output_ns: int, padding: int = 0) -> None:
+        """One execution of `rows` rows, `padding` of them nobody's: these are part of the batch, but no inferences.
+        Called once per batch, before its requests are recorded."""
         self.execution_count += 1
-        self.inference_count += rows
+        self.inference_count += rows - padding
         self.last_inference_ms = time.time_ns() // 1_000_000
         batch = self.batches.get(rows)
         if batch is None:

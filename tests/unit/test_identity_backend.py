@@ -14,6 +14,9 @@ from doorstep.backends import identity
 from doorstep.backends.base import CompletionContext, InstanceContext
 from doorstep.config.model import ModelConfig
 from doorstep.errors import ConfigError
+from doorstep.request import Batch, InferenceRequest
+from doorstep.testing.responses import NOBODY
+from doorstep.types import BYTES, FP32, Tensor
 
 TEXT = 'name: "m" backend: "identity" input { name: "INPUT0" data_type: TYPE_FP32 dims: [ 1 ] }'
 
@@ -73,3 +76,49 @@ def test_what_is_no_number_is_refused_by_name(name: str) -> None:
         completed(**{name: "-1s"})
     assert f'parameters["{name}"]' in str(error.value)
     assert "'-1s'" in str(error.value)
+
+
+OPTIONAL = """
+    name: "m" backend: "identity" max_batch_size: 4
+    input { name: "INPUT0" data_type: TYPE_FP32 dims: [ 2 ] optional: true }
+    input { name: "INPUT1" data_type: TYPE_STRING dims: [ -1 ] optional: true }
+"""
+RAGGED = """
+    name: "m" backend: "identity" max_batch_size: 4
+    input { name: "INPUT0" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true }
+"""
+
+
+def run(text: str, *requests: InferenceRequest) -> list[dict[str, Any]]:
+    message = text_format.Parse(text, proto.ModelConfig())
+    backend = identity.IdentityBackend()
+    backend.complete_config(message, Path(), Path(), CompletionContext())
+    instance = backend.load_instance(InstanceContext(ModelConfig.from_proto(message), "1", Path(), Path()))
+    batch = Batch(list(requests), sum(request.rows for request in requests))
+    instance.execute(batch)
+    results: list[Any] = batch.results
+    return [{tensor.name: tensor.array.tolist() for tensor in result} for result in results]
+
+
+def asked(*tensors: Tensor, outputs: tuple[str, ...] = ()) -> InferenceRequest:
+    request = InferenceRequest("m", {tensor.name: tensor for tensor in tensors}, NOBODY)
+    request.rows = tensors[0].array.shape[0]
+    request.requested_outputs = outputs
+    return request
+
+
+def test_an_optional_input_left_out_comes_back_as_nothing() -> None:
+    numbers = Tensor("INPUT0", FP32, np.ones((3, 2), np.float32))
+    texts = Tensor("INPUT1", BYTES, np.array([[b"a"]], np.object_))
+    (only_numbers,) = run(OPTIONAL, asked(numbers))
+    assert only_numbers == {"OUTPUT0": [[1, 1]] * 3, "OUTPUT1": [[b""]] * 3}
+    (only_texts,) = run(OPTIONAL, asked(texts))
+    assert only_texts == {"OUTPUT0": [[0, 0]], "OUTPUT1": [[b"a"]]}
+
+
+def test_ragged_requests_of_a_batch_get_back_their_own() -> None:
+    long, short = (Tensor("INPUT0", FP32, np.full((1, size), size, np.float32)) for size in (3, 1))
+    assert run(RAGGED, asked(long), asked(short, outputs=("OUTPUT0",))) == [
+        {"OUTPUT0": [[3, 3, 3]]},
+        {"OUTPUT0": [[1]]},
+    ]

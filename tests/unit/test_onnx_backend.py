@@ -184,6 +184,25 @@ def test_a_scalar_model_takes_one_element(tmp_path: Path) -> None:
     assert result["y"].array[0] == 3.5
 
 
+@pytest.mark.parametrize("dims", [[1], [1, 1]])
+def test_a_scalar_may_be_written_as_ones(tmp_path: Path, dims: list[int]) -> None:
+    folder = save(
+        tmp_path / "1",
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [("x", TensorProto.FLOAT, [])],
+        [("y", TensorProto.FLOAT, [])],
+    )
+    config = proto.ModelConfig()
+    for tensors, name in ((config.input, "x"), (config.output, "y")):
+        tensors.add(name=name, data_type="TYPE_FP32", dims=dims)
+    (result,) = run(load(folder, config), {"x": np.full(dims, 3.5, np.float32)})
+    assert result["y"].array.shape == tuple(dims)
+    assert result["y"].array.item() == 7
+    config.input[0].dims[0] = 2
+    with pytest.raises(ConfigError, match="do not fit the model file's shape"):
+        load(folder, config)
+
+
 def test_only_asked_for_outputs_are_computed_and_in_the_models_order(tmp_path: Path) -> None:
     folder = save(
         tmp_path / "1",

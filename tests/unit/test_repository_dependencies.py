@@ -355,6 +355,29 @@ def test_models_of_one_name_are_told_apart_by_their_repository(tmp_path: Path, c
     run(scenario, one, two, control=control, namespacing=True)
 
 
+def test_an_ensemble_finds_the_model_of_another_repository_when_its_own_has_gone(tmp_path: Path) -> None:
+    one, two, elsewhere = tmp_path / "one", tmp_path / "two", tmp_path / "elsewhere"
+    for folder in (one, two):
+        write_version(folder, "same", 1, folder.name)
+        pipeline(folder, "same", name=f"pipeline_{folder.name}")
+
+    async def scenario(world: World) -> None:
+        def needed() -> list[str]:
+            configs = [world.find(f"pipeline_{folder.name}").spec.config for folder in (one, two)]
+            return [step.model_namespace for config in configs for step in config.ensemble_scheduling.step]
+
+        await world.repository.start()
+        (one / "same").rename(elsewhere)
+        for name in ("pipeline_one", "pipeline_two"):
+            await world.repository.load(name)
+        assert needed() == [str(two), str(two)]
+        elsewhere.rename(one / "same")
+        await world.repository.load("pipeline_one")
+        assert needed() == [str(one), str(two)]
+
+    run(scenario, one, two, control="explicit", namespacing=True)
+
+
 # ---- agents
 
 AGENT = 'model_repository_agents {{ agents {{ name: "{}" parameters {{ key: "{}" value: "{}" }} }} }}'

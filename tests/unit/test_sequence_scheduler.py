@@ -261,6 +261,7 @@ def test_direct_rows_are_slots_and_holes_are_not_ready(bench: Make) -> None:
     assert b.scheduler.inflight_count == 1, "padding is nobody's request"
     b.finish()
     assert (b.stats.success_count, b.stats.inference_count, b.stats.execution_count) == (4, 4, 2)
+    assert {size: batch.count for size, batch in b.stats.batches.items()} == {3: 2}, "padding is part of the batch"
     b.send(1, 3)
     b.turn()
     assert b.batches[2] == ["1.3"], "a batch goes no further than the last slot with a request"

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from doorstep.backends.base import Backend, CompletionContext, InstanceContext, ModelInstance, TensorInstance
 from doorstep.errors import ConfigError, Problem
-from doorstep.types import Array
+from doorstep.request import Batch
+from doorstep.types import BYTES, Array, Tensor
 
 # Parameters of Triton's identity backend: how long each execution takes, times the instance's number where there is a
 # multiplier (and the number is not 0), and how long the model takes to load.
@@ -69,7 +72,33 @@ class IdentityInstance(TensorInstance):
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Mapping[str, Array]:
         if self._delay_s:
             time.sleep(self._delay_s)
-        return {name: inputs[self._source[name]] for name in outputs}
+        return self._outputs(inputs, outputs)
+
+    def execute(self, batch: Batch) -> None:
+        if not self.config.ragged:
+            super().execute(batch)
+            return
+        time.sleep(self._delay_s)
+        for i, request in enumerate(batch.requests):  # what is of several shapes is given back one by one
+            arrays = {name: tensor.array for name, tensor in request.inputs.items()}
+            wanted = tuple(name for name in self._source if name in (request.requested_outputs or self._source))
+            given = self._outputs(arrays, wanted)
+            batch.results[i] = [Tensor(name, self.config.outputs[name].datatype, x) for name, x in given.items()]
+
+    def _outputs(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Mapping[str, Array]:
+        try:
+            return {name: inputs[self._source[name]] for name in outputs}
+        except KeyError:  # the client left an optional input out
+            rows = len(next(iter(inputs.values()), "1"))
+            given = {name: inputs.get(self._source[name]) for name in outputs}
+            return {name: self._zeros(name, rows) if array is None else array for name, array in given.items()}
+
+    def _zeros(self, name: str, rows: int) -> Array:
+        """As Triton's: of the shape that the config gives, 1 where it leaves a size open."""
+        spec = self.config.outputs[name]
+        dims = spec.dims if spec.reshape is None else spec.reshape
+        shape = ((rows,) if self.config.max_batch_size else ()) + tuple(abs(size) for size in dims)
+        return np.full(shape, b"" if spec.datatype is BYTES else 0, spec.datatype.numpy)
 
 
 def _number(proto: Any, name: str) -> int:

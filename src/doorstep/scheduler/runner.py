@@ -163,7 +163,7 @@ class Runner:
             total_ns, queued_ns = waits[0]
             self.stats.record_one(batch.rows, total_ns, queued_ns, input_ns, infer_ns, output_ns)
             return
-        self.stats.record_batch(batch.rows, input_ns, infer_ns, output_ns)
+        self.stats.record_batch(batch.rows, input_ns, infer_ns, output_ns, batch.padding)
         if waits:
             self.stats.record_successes(waits, input_ns, infer_ns, output_ns)
 

@@ -376,7 +376,7 @@ class SequenceScheduler:
             ticket: Ticket | None = request.slot
             if ticket is None:  # padding: nobody is to hear of it
                 request.cancelled = True
-                batch.rows -= 1  # nor is it counted
+                batch.padding += 1  # nor is it counted as an inference
                 self._padding -= 1
                 continue
             ticket.running = False

@@ -19,6 +19,7 @@ from doorstep.backends.base import Backend, CompletionContext, InstanceContext, 
 from doorstep.backends.onnxruntime.complete import complete, contradictions
 from doorstep.backends.onnxruntime.header import ELEMENT_TYPES, NotOnnx, OnnxHeader, ValueInfo, read_header
 from doorstep.backends.onnxruntime.options import providers, run_options, session_options
+from doorstep.config.model import TensorSpec
 from doorstep.errors import BackendError, ConfigError, DoorstepError, Problem
 from doorstep.types import BF16, BYTES, DTYPES, Array, object_array
 
@@ -118,6 +119,9 @@ class OnnxInstance(TensorInstance):
             s.datatype is BF16 for s in (*context.config.inputs.values(), *context.config.outputs.values())
         )
         self._output_names: dict[tuple[str, ...], list[str]] = {}
+        # Scalars of the model that the config writes as [1], [1, 1] …
+        self._scalar_inputs = _written_longer(context.config.inputs, session.get_inputs())
+        self._scalar_outputs = _written_longer(context.config.outputs, session.get_outputs())
 
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Mapping[str, Array]:
         names = self._output_names.get(outputs)
@@ -125,6 +129,8 @@ class OnnxInstance(TensorInstance):
             names = self._output_names.setdefault(outputs, list(outputs))
         if self._strings:
             inputs = {n: _as_text(a) if n in self._strings else a for n, a in inputs.items()}
+        if self._scalar_inputs:
+            inputs = {n: a.reshape(()) if n in self._scalar_inputs else a for n, a in inputs.items()}
         try:
             if self._has_bf16:
                 return self._run_with_ort_values(inputs, names)
@@ -133,6 +139,9 @@ class OnnxInstance(TensorInstance):
             raise
         except Exception as error:
             raise BackendError(f"onnx runtime error: {_without_path(error)}") from None
+        if self._scalar_outputs:
+            shapes = self._scalar_outputs
+            found = [np.reshape(a, shapes[n]) if n in shapes else a for n, a in zip(names, found, strict=True)]
         return dict(zip(names, found, strict=True))
 
     def _run_with_ort_values(self, inputs: Mapping[str, Array], names: list[str]) -> Mapping[str, Array]:
@@ -156,6 +165,13 @@ class OnnxInstance(TensorInstance):
     def unload(self) -> None:
         self._session = None
         self._run = _unloaded
+
+
+def _written_longer(specs: Mapping[str, TensorSpec], nodes: Any) -> dict[str, tuple[int, ...]]:
+    """The model's scalars for which the config has dims: by their name, these dims."""
+    scalars = [specs[node.name] for node in nodes if node.shape == [] and node.name in specs]
+    dims = {spec.name: spec.dims if spec.reshape is None else spec.reshape for spec in scalars}
+    return {name: shape for name, shape in dims.items() if shape}
 
 
 def _run_of(session: ort.InferenceSession) -> Callable[..., Any]:

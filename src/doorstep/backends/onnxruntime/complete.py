@@ -150,6 +150,8 @@ def _mismatch(proto: Any, kind: str, tensor: Any, value: ValueInfo) -> list[Prob
         return problems
     if kind == "output" and any(tensor.name in described.target_name for described in proto.batch_output):
         return problems  # it is cut by an input's shape, whatever its own
+    if value.shape == () and set(full) == {1}:
+        return problems  # a scalar may be written as [1], [1, 1] …: the instance reshapes it (onnxruntime.cc)
     if len(full) != len(value.shape) or any(
         a != b and -1 not in (a, b) for a, b in zip(full, value.shape, strict=True)
     ):
