@@ -21,8 +21,8 @@ def family(own: OwnHandlers, name: str = "things", kind: str = "counter", descri
     return int(ask(own, "metric_family", name=name, kind=kind, description=description)["id"])
 
 
-def metric(own: OwnHandlers, of: int, buckets: Any = (), **labels: Any) -> int:
-    return int(ask(own, "metric", family=of, labels=labels, buckets=list(buckets))["id"])
+def metric(own: OwnHandlers, of: int, buckets: Any = None, **labels: Any) -> int:
+    return int(ask(own, "metric", family=of, labels=labels, buckets=buckets)["id"])
 
 
 def update(own: OwnHandlers, id: int, op: str, value: float) -> None:
@@ -54,8 +54,8 @@ def test_a_counter_counts_a_gauge_is_set_and_a_histogram_observes(metrics: Custo
     assert samples(metrics) == {
         ("things", (("kind", "a"),)): 2.5,
         ("level", ()): 4.0,
-        ("sizes_bucket", (("le", "1.0"),)): 1,
-        ("sizes_bucket", (("le", "10.0"),)): 2,
+        ("sizes_bucket", (("le", "1"),)): 1,
+        ("sizes_bucket", (("le", "10"),)): 2,
         ("sizes_bucket", (("le", "+Inf"),)): 3,
         ("sizes_count", ()): 3,
         ("sizes_sum", ()): 103.0,
@@ -133,6 +133,16 @@ def test_labels_and_buckets_are_checked(metrics: CustomMetrics) -> None:
         with pytest.raises(DoorstepError, match="Bucket Boundaries must be strictly sorted"):
             metric(own, histogram, bounds)
     assert samples(metrics) == {}
+
+
+def test_a_histogram_may_have_no_bound_and_bounds_are_written_as_in_triton(metrics: CustomMetrics) -> None:
+    own = metrics.own("m")
+    update(own, metric(own, family(own, "plain", "histogram"), []), "observe", 3)
+    metric(own, family(own, "sizes", "histogram"), [0.1, 2.5, 1e6, 1e17])
+    bounds = {name: [le for (n, ((_, le),)) in [k for k in samples(metrics) if k[1]] if n == f"{name}_bucket"]
+              for name in ("plain", "sizes")}  # fmt: skip
+    assert bounds == {"plain": ["+Inf"], "sizes": ["0.1", "2.5", "1000000", "1e+17", "+Inf"]}
+    assert samples(metrics)["plain_sum", ()] == 3
 
 
 def test_two_models_share_a_metric_until_both_are_gone(metrics: CustomMetrics) -> None:

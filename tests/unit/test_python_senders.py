@@ -454,3 +454,10 @@ return [
     assert fits_not.message == (
         "output 'Y' of model 'm' has the shape [5], which cannot be reshaped to [2, 2], as its config says"
     )
+
+
+@pytest.mark.parametrize("ending", ["raise ValueError('late')", "sender.send(answer(6))", "return [answer(6)]"])
+def test_the_response_that_was_sent_stands_whatever_execute_does_then(tmp_path, ending):
+    body = "sender = requests[0].get_response_sender()\nsender.send(answer(5))\n" + ending
+    model = Running(tmp_path, body, decoupled=False)
+    assert [shown(result) for result in model.run(1).results] == [[5]]

@@ -39,6 +39,7 @@ def test_bytes_are_text_wherever_text_is_wanted(as_given):
         ({"flags": -1}, "flags is -1; it must be from 0 to 4294967295"),
         ({"timeout": 1.5}, "timeout must be an int, not float"),
         ({"timeout": -1}, "timeout is -1"),
+        ({"correlation_id": None}, "correlation_id must be an int or a str, not None"),
         ({"correlation_id": -1}, "correlation_id is -1"),
         ({"correlation_id": 2**64}, "correlation_id is 18446744073709551616"),
     ],
@@ -52,3 +53,28 @@ def test_integers_of_numpy_are_integers():
     made = request(model_version=np.int64(2), flags=np.uint8(1), timeout=np.int32(5))
     assert (made._model_version, made.flags(), made.timeout()) == (2, 1, 5)
     assert {type(made._model_version), type(made.flags()), type(made.timeout())} == {int}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: pb_utils.Logger.log("text", 1),
+        lambda: pb_utils.Logger.log("text", None),
+        lambda: pb_utils.Logger.log_warn(None),
+        lambda: pb_utils.MetricFamily("name", "what", 0),
+        lambda: pb_utils.MetricFamily(None, "what", pb_utils.MetricFamily.GAUGE),
+        lambda: pb_utils.is_model_ready(None),
+        lambda: pb_utils.load_model("m", config=None),
+    ],
+)
+def test_a_level_and_a_kind_are_those_of_the_api_and_a_text_is_no_none(call):
+    with pytest.raises(TypeError):
+        call()
+
+
+@pytest.mark.parametrize("made", [lambda p: request(parameters=p), lambda p: pb_utils.InferenceResponse([], None, p)])
+def test_parameters_are_a_dict(made):
+    assert made(None).parameters() == made({}).parameters() == "{}"
+    for wrong in ([], (), "a", [("a", 1)]):
+        with pytest.raises(pb_utils.TritonModelException, match=f", got <class '{type(wrong).__name__}'>"):
+            made(wrong)

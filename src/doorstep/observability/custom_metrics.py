@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from doorstep.errors import InvalidArgument, NotFound, Unsupported
+from doorstep.observability.model_metrics import bound_text
 from doorstep.services import Handler, OwnHandlers
 
 MOST_METRICS = 10_000  # on one server
@@ -135,8 +136,7 @@ def _add_samples(made: Metric, family: Family, labels: dict[str, str], metric: C
     cumulative = 0
     for bound, count in zip((*metric.bounds, float("inf")), list(metric.counts), strict=True):
         cumulative += count
-        text = "+Inf" if bound == float("inf") else repr(float(bound))
-        made.add_sample(f"{family.name}_bucket", labels | {"le": text}, cumulative)
+        made.add_sample(f"{family.name}_bucket", labels | {"le": bound_text(bound)}, cumulative)
     made.add_sample(f"{family.name}_count", labels, cumulative)
     made.add_sample(f"{family.name}_sum", labels, metric.value)
 
@@ -172,7 +172,8 @@ class _Owner:
         parent = self._held.get(payload["family"])
         if parent is None:
             raise NotFound("Invalid metric operation as the corresponding 'MetricFamily' has been deleted.")
-        family, bounds = parent.family, tuple(float(bound) for bound in payload.get("buckets") or ())
+        family, buckets = parent.family, payload.get("buckets")
+        bounds = tuple(float(bound) for bound in buckets or ())
         labels = tuple(sorted(payload.get("labels", {}).items()))
         for name, value in labels:
             if not isinstance(value, str):
@@ -183,7 +184,7 @@ class _Owner:
                 raise InvalidArgument("Invalid label name")
         if family.kind != "histogram" and bounds:
             raise InvalidArgument(f"Unexpected args found in {family.kind} Metric constructor.")
-        if family.kind == "histogram" and not bounds:
+        if family.kind == "histogram" and buckets is None:
             raise InvalidArgument("Bucket boundaries not found in Metric args.")
         if any(not low < high for low, high in itertools.pairwise(bounds)):
             raise InvalidArgument("Bucket Boundaries must be strictly sorted")

@@ -198,8 +198,9 @@ def _add_summary(family: Metric, labels: dict[str, str], found: Quantiles, quant
     family.add_sample(f"{family.name}_sum", labels, found.total)
 
 
-def _bound_text(bound: float) -> str:
-    return "+Inf" if bound == float("inf") else repr(float(bound))
+def bound_text(bound: float) -> str:
+    """As Triton writes the bounds of buckets, which dashboards look for: 1, not 1.0."""
+    return "+Inf" if bound == float("inf") else f"{bound:.16g}"
 
 
 def _add_histogram(
@@ -208,6 +209,6 @@ def _add_histogram(
     name, cumulative = family.name, 0
     for bound, count in zip((*bounds, float("inf")), list(histogram.counts), strict=True):
         cumulative += count
-        family.add_sample(f"{name}_bucket", labels | {"le": _bound_text(bound)}, cumulative)
+        family.add_sample(f"{name}_bucket", labels | {"le": bound_text(bound)}, cumulative)
     family.add_sample(f"{name}_count", labels, cumulative)
     family.add_sample(f"{name}_sum", labels, histogram.total / scale)

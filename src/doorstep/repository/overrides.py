@@ -54,8 +54,8 @@ class OverrideDirectory:
 def _inside(path: str) -> PurePosixPath:
     """`path` without its dots. Raises InvalidArgument where it leads outside, or to the directory itself."""
     parts: list[str] = []
-    escapes = path.startswith("/") or "\0" in path
-    for part in PurePosixPath(path).parts:
+    escapes = "\0" in path
+    for part in PurePosixPath(path.lstrip("/")).parts:  # Triton joins it to the directory, slash or no slash
         if part == "..":
             escapes = escapes or not parts
             del parts[-1:]

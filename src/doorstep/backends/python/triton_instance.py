@@ -106,9 +106,7 @@ class TritonInstance(ModelInstance):
                 self._log_traceback(error)
             failure = BackendError(self._failed(error))
             for i, made in enumerate(requests):
-                sender = made.get_response_sender()
-                batch.results[i] = LATER if sender.closed else failure
-                sender.close()
+                batch.results[i] = made.get_response_sender().give_up(failure)
             return
         for i, response in enumerate(responses):
             batch.results[i] = (

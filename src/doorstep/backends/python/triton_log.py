@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from doorstep.backends.python import triton_runtime
 from doorstep.backends.python.triton_arguments import text_of
 
 
-class LogLevel:
+class LogLevel(IntEnum):
     INFO = 0
     WARNING = 1
     ERROR = 2
     VERBOSE = 3
 
 
-_LEVELS = {LogLevel.INFO: "INFO", LogLevel.WARNING: "WARNING", LogLevel.ERROR: "ERROR", LogLevel.VERBOSE: "VERBOSE"}
+Level = LogLevel  # inside Logger, LogLevel is an attribute
 
 
 class Logger:
@@ -24,10 +26,10 @@ class Logger:
     VERBOSE = LogLevel.VERBOSE
 
     @staticmethod
-    def log(message: str, level: int = LogLevel.INFO) -> None:
-        if level not in _LEVELS:
+    def log(message: str, level: Level = LogLevel.INFO) -> None:
+        if not isinstance(level, LogLevel):
             raise TypeError(f"Logger: {level!r} is no level")
-        triton_runtime.log(_LEVELS[level], text_of(message, "Logger: message"))
+        triton_runtime.log(level.name, text_of(message, "Logger: message"))
 
     @staticmethod
     def log_info(message: str) -> None:

@@ -7,6 +7,7 @@ every change. Texts of errors are Triton's (core, metric_family.cc).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import Any, ClassVar
 
 from doorstep.backends.python import triton_runtime
@@ -15,7 +16,7 @@ from doorstep.backends.python.triton_errors import TritonModelException
 from doorstep.errors import DoorstepError
 
 
-class MetricKind:
+class MetricKind(IntEnum):
     COUNTER = 0
     GAUGE = 1
     HISTOGRAM = 2
@@ -89,13 +90,13 @@ _ALLOWED = {"counter": ("increment",), "gauge": ("increment", "set"), "histogram
 class MetricFamily:
     """A family of metrics of one name and kind. With the object, the family goes, and all its metrics."""
 
-    COUNTER: ClassVar[int] = MetricKind.COUNTER
-    GAUGE: ClassVar[int] = MetricKind.GAUGE
-    HISTOGRAM: ClassVar[int] = MetricKind.HISTOGRAM
+    COUNTER: ClassVar[MetricKind] = MetricKind.COUNTER
+    GAUGE: ClassVar[MetricKind] = MetricKind.GAUGE
+    HISTOGRAM: ClassVar[MetricKind] = MetricKind.HISTOGRAM
 
-    def __init__(self, name: str, description: str, kind: int) -> None:
+    def __init__(self, name: str, description: str, kind: MetricKind) -> None:
         name, description = text_of(name, "MetricFamily: name"), text_of(description, "MetricFamily: description")
-        if kind not in _KINDS:
+        if not isinstance(kind, MetricKind):
             raise TypeError("MetricFamily: kind must be MetricFamily.COUNTER, GAUGE or HISTOGRAM")
         self._metrics: list[Metric] = []  # as in Triton, the family holds its metrics: they live as long as it
         self._kind = _KINDS[kind]
@@ -120,7 +121,7 @@ class MetricFamily:
         payload = {
             "family": self._id,
             "labels": dict(labels or {}),
-            "buckets": [float(bound) for bound in buckets or ()],
+            "buckets": None if buckets is None else [float(bound) for bound in buckets],
         }
         made = Metric(int(_ask("Error when creating Metric", "metric", payload)["id"]), self._kind)
         self._metrics.append(made)

@@ -15,8 +15,8 @@ from doorstep.backends.python.triton_arguments import integer_of, text_of
 from doorstep.backends.python.triton_errors import TritonError, TritonModelException
 from doorstep.backends.python.triton_tensor import Tensor
 from doorstep.errors import BackendError, DoorstepError
+from doorstep.request import LATER, Result
 from doorstep.request import InferenceRequest as ServerRequest
-from doorstep.request import Result
 
 if TYPE_CHECKING:
     from doorstep.backends.python.triton_calls import ResponseIterator
@@ -72,9 +72,7 @@ class InferenceResponse:
         if error is not None and not isinstance(error, TritonError):
             raise TypeError(f"InferenceResponse: error must be a TritonError, not {type(error).__name__}")
         self._error = error
-        self._parameters = dict(parameters) if parameters else None
-        if self._parameters:
-            check_parameters(self._parameters)
+        self._parameters = checked_parameters(parameters)
 
     def output_tensors(self) -> list[Tensor]:
         return self._output_tensors
@@ -166,6 +164,14 @@ class InferenceResponseSender:
         """The server answers the request in another way."""
         self._closed = True
 
+    def give_up(self, failure: BackendError) -> Result:
+        """`execute` raised: what the request gets. A response that was sent before stands, as in Triton."""
+        if self._closed:
+            return LATER
+        self._closed = True
+        held, self._held = self._held, None
+        return failure if held is None else held
+
     def owe(self) -> None:
         """The batch is done, and this request is not: from now on its answer depends on this object alone."""
         self._owing = True
@@ -242,6 +248,8 @@ class InferenceRequest:
     ) -> None:
         if inputs is None or requested_output_names is None or model_name is None:
             raise TypeError("InferenceRequest: inputs, requested_output_names and model_name must be given")
+        if correlation_id is None:
+            raise TypeError("InferenceRequest: correlation_id must be an int or a str, not None")
         if not isinstance(correlation_id, int | str):
             raise TritonModelException("Correlation ID must be integer or string")
         if isinstance(correlation_id, int):
@@ -261,9 +269,7 @@ class InferenceRequest:
         self._preferred_memory = preferred_memory
         self._trace = trace
         self._release_flags = RELEASE_ALL
-        self._parameters: Mapping[str, Any] | None = dict(parameters) if parameters else None
-        if self._parameters:
-            check_parameters(self._parameters)
+        self._parameters = checked_parameters(parameters)
         self._sender = None
         which = f"for request with id '{request_id}' and model name '{model_name}' should not be empty."
         if not all(isinstance(tensor, Tensor) for tensor in self._inputs):
@@ -370,9 +376,15 @@ def made_for(
     return made
 
 
-def check_parameters(parameters: Mapping[str, Any]) -> None:
+def checked_parameters(parameters: Any) -> dict[str, bool | int | float | str] | None:
+    """None where there are none. Raises TritonModelException."""
+    if parameters is None:
+        return None
+    if not isinstance(parameters, dict):
+        raise TritonModelException(f"Expect a dict of parameters, got {type(parameters)}")
     for key, value in parameters.items():
         if not isinstance(key, str):
             raise TritonModelException(f"Expect parameters keys to have type str, found type {type(key)}")
         if not isinstance(value, bool | int | str):
             raise TritonModelException(f"Expect parameters values to have type bool/int/str, found type {type(value)}")
+    return dict(parameters) or None
