@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     "README.md", "docs/models.md", "docs/python-models.md", "docs/adding-a-backend.md", "docs/operations.md",
     "docs/configuration.md", "docs/response-cache.md", "docs/shared-memory.md", "docs/streaming.md",
-    "docs/sequences.md", "docs/migrating-from-triton.md",
+    "docs/sequences.md", "docs/migrating-from-triton.md", "docs/ensembles.md",
 )  # fmt: skip
 SECONDS = 60
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
