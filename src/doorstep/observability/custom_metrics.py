@@ -8,6 +8,7 @@ metric_family.cc, and the registry of prometheus-cpp below it).
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -50,6 +51,12 @@ class Family:
         self.kind = kind
         self.metrics: dict[Labels, CustomMetric] = {}
 
+    @property
+    def line_names(self) -> frozenset[str]:
+        """What the lines of /metrics begin with."""
+        suffixes = ("", "_bucket", "_count", "_sum") if self.kind == "histogram" else ("",)
+        return frozenset(self.name + suffix for suffix in suffixes)
+
 
 class _Holder:
     """What an id stands for: a family, or one metric of it, as one object of a model's code sees it."""
@@ -84,7 +91,10 @@ class CustomMetrics:
             raise InvalidArgument("Family name already exists")
         found = self._families.get(name)
         if found is None:
-            found = self._families[name] = Family(name, description, kind)
+            found = Family(name, description, kind)
+            if any(found.line_names & other.line_names for other in self._families.values()):
+                raise InvalidArgument("Family name already exists")
+            self._families[name] = found
         elif found.kind != kind:
             raise InvalidArgument("Family name already exists with different type")
         return found
@@ -100,15 +110,20 @@ class CustomMetrics:
         found.holders += 1
         return found
 
-    def let_go(self, holder: _Holder) -> None:
-        metric, family = holder.metric, holder.family
-        if metric is not None:
-            metric.holders -= 1
-            if metric.holders == 0:
-                family.metrics = {labels: m for labels, m in family.metrics.items() if m is not metric}
-                self._count -= 1
-        if not family.metrics and self._families.get(family.name) is family and holder.metric is None:
-            del self._families[family.name]
+    def let_go(self, holders: Sequence[_Holder]) -> None:
+        touched = {}
+        for holder in holders:
+            if holder.metric is not None:
+                holder.metric.holders -= 1
+                if holder.metric.holders == 0:
+                    touched[id(holder.family)] = holder.family
+        for family in touched.values():  # once each: there may be thousands
+            left = {labels: metric for labels, metric in family.metrics.items() if metric.holders}
+            self._count -= len(family.metrics) - len(left)
+            family.metrics = left
+        for family in {id(holder.family): holder.family for holder in holders if holder.metric is None}.values():
+            if not family.metrics and self._families.get(family.name) is family:
+                del self._families[family.name]
 
     def families(self) -> Iterable[Metric]:
         """For a scrape; in any thread."""
@@ -161,8 +176,7 @@ class _Owner:
 
     def close(self) -> None:
         """The model has been unloaded, or its load has failed."""
-        for holder in sorted(self._held.values(), key=lambda held: held.metric is None):  # families last
-            self._metrics.let_go(holder)
+        self._metrics.let_go(list(self._held.values()))
         self._held.clear()
 
     def make_family(self, payload: Any) -> dict[str, int]:
@@ -173,7 +187,7 @@ class _Owner:
         if parent is None:
             raise NotFound("Invalid metric operation as the corresponding 'MetricFamily' has been deleted.")
         family, buckets = parent.family, payload.get("buckets")
-        bounds = tuple(float(bound) for bound in buckets or ())
+        bounds = tuple(math.nan if bound is None else float(bound) for bound in buckets or ())  # JSON has no NaN
         labels = tuple(sorted(payload.get("labels", {}).items()))
         for name, value in labels:
             if not isinstance(value, str):
@@ -186,7 +200,7 @@ class _Owner:
             raise InvalidArgument(f"Unexpected args found in {family.kind} Metric constructor.")
         if family.kind == "histogram" and buckets is None:
             raise InvalidArgument("Bucket boundaries not found in Metric args.")
-        if any(not low < high for low, high in itertools.pairwise(bounds)):
+        if any(map(math.isnan, bounds)) or any(not low < high for low, high in itertools.pairwise(bounds)):
             raise InvalidArgument("Bucket Boundaries must be strictly sorted")
         self._room()
         made = self._hold(_Holder(family, self._metrics.metric(family, labels, bounds), labels))
@@ -227,9 +241,8 @@ class _Owner:
         holder = self._held.pop(payload["id"], None)
         if holder is None:
             return
-        for child in holder.children:
-            self.forget({"id": child})
-        self._metrics.let_go(holder)
+        children = [self._held.pop(child, None) for child in holder.children]
+        self._metrics.let_go([*(child for child in children if child is not None), holder])
 
     def _hold(self, holder: _Holder) -> dict[str, int]:
         self._room()
