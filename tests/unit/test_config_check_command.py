@@ -164,6 +164,47 @@ def test_an_ensembles_steps_must_be_there_and_fit(
         assert word in out
 
 
+@pytest.mark.parametrize(
+    ("config", "where", "words"),
+    [
+        (
+            'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/env.tar.gz" } }',
+            'parameters["EXECUTION_ENV_PATH"]',
+            "there is no environment at",
+        ),
+        ('model_repository_agents { agents { name: "relocation" } }', "model_repository_agents", "'relocation'"),
+        (
+            'model_repository_agents { agents { name: "checksum" parameters { key: "MD5:1/model.py" value: "0" } } }',
+            "model_repository_agents",
+            "Mismatched MD5 hash for file 1/model.py, expect: 0, got: d41d8cd98f00b204e9800998ecf8427e",  # of no bytes
+        ),
+    ],
+)
+def test_what_a_load_would_miss_is_told_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str, where: str, words: str
+) -> None:
+    write(tmp_path / "m" / "1" / "model.py")
+    write(tmp_path / "m" / "config.pbtxt", f'backend: "python"\n{config}\n')
+    assert run([str(tmp_path), "--json"]) == 1
+    [problem] = orjson.loads(capsys.readouterr().out)["models"][0]["problems"]
+    assert where in problem["where"]
+    assert words in problem["what"]
+
+
+def test_an_ensemble_needs_its_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        tmp_path / "e" / "config.pbtxt",
+        'platform: "ensemble" input { name: "IN" data_type: TYPE_FP32 dims: [ 1 ] } '
+        'output { name: "OUT" data_type: TYPE_FP32 dims: [ 1 ] } '
+        'ensemble_scheduling { step { model_name: "m" model_version: -1 input_map { key: "x" value: "IN" } '
+        'output_map { key: "y" value: "OUT" } } }',
+    )
+    assert run([str(tmp_path), "--json"]) == 1
+    [problem] = orjson.loads(capsys.readouterr().out)["models"][0]["problems"]
+    assert problem["what"] == "failed to load 'e', no version is available"
+    assert problem["fix"].startswith("make the folder e/1/")
+
+
 def test_the_command_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run([])

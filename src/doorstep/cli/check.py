@@ -14,6 +14,7 @@ import orjson
 
 from doorstep import proto as messages
 from doorstep.backends.base import CompletionContext
+from doorstep.backends.python.environments import MODEL_DIRECTORY, PARAMETER, lacking_environment
 from doorstep.backends.table import backend_names, find_backend
 from doorstep.config.check import check
 from doorstep.config.check_ensemble_graph import check_ensemble_graph
@@ -22,6 +23,7 @@ from doorstep.config.load import load_config, locate
 from doorstep.config.prepare import check_written
 from doorstep.config.support import fields_without_meaning
 from doorstep.errors import ConfigError, DoorstepError, Problem
+from doorstep.repository.agents import check_agents
 from doorstep.repository.base import VersionSpec
 from doorstep.repository.dependencies import Dependencies
 from doorstep.repository.layout import mistaken, without_models, without_versions
@@ -126,8 +128,13 @@ def check_model(model: FoundModel, backends: Sequence[str], *, config_name: str 
     for version in absent:
         what = f"version {version} is specified for model '{model.name}', but the version directory is not present"
         _add(found, Problem("version_policy", what, f"make {model.name}/{version}/, or take it out of the policy"))
-    if not model.versions and written.platform != ENSEMBLE and not written.HasField("ensemble_scheduling"):
-        fix = without_versions(model.directory)
+    try:
+        check_agents(written, model.directory)
+    except DoorstepError as error:
+        _add(found, Problem("model_repository_agents", error.message))
+    if not model.versions:
+        is_ensemble = written.platform == ENSEMBLE or written.HasField("ensemble_scheduling")
+        fix = without_versions(model.directory, is_ensemble=is_ensemble)
         _add(found, Problem(f"{model.name}/", f"failed to load '{model.name}', no version is available", fix))
     for version in report.versions or (1,):
         spec = VersionSpec(model.name, str(version), model.directory, model.directory / str(version), written)
@@ -154,7 +161,7 @@ def _check_version(
     try:
         backend = find_backend(proto.backend)
         if backend.models_are_code:
-            return problems + _check_code(spec, proto, report)
+            return problems + _check_environment(spec, proto) + _check_code(spec, proto, report)
         if not complete:
             return problems
         backend.complete_config(proto, spec.model_directory, spec.version_directory, CompletionContext())
@@ -164,6 +171,15 @@ def _check_version(
         return [*problems, Problem(f"{spec.name}/{spec.version}/", error.message)]
     normalise(proto)
     return problems + check(proto, directory_name=spec.name)
+
+
+def _check_environment(spec: VersionSpec, proto: Any) -> list[Problem]:
+    """The Python a model brings along is where its config says."""
+    lacking = lacking_environment(proto, spec.model_directory)
+    if not lacking:
+        return []
+    fix = f"{MODEL_DIRECTORY} stands for the model's folder; without the parameter the server's Python runs the model"
+    return [Problem(f'parameters["{PARAMETER}"]', f"there is no environment at {lacking}", fix)]
 
 
 def _check_code(spec: VersionSpec, proto: Any, report: Report) -> list[Problem]:

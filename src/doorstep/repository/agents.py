@@ -27,6 +27,13 @@ def run_agents(config: Any, model_directory: Path) -> None:
         _find(agent.name)(model_directory, dict(agent.parameters))
 
 
+def check_agents(config: Any, model_directory: Path) -> None:
+    """What can be told before a load: every agent is there, and files have their sums. Runs nobody else's agent."""
+    for agent in config.model_repository_agents.agents:
+        if _find(agent.name) is check_sums:
+            check_sums(model_directory, dict(agent.parameters))
+
+
 def check_sums(model_directory: Path, parameters: Mapping[str, str]) -> None:
     """`checksum`: `MD5:<path in the model's folder>` → the digest in hexadecimal."""
     for key, expected in parameters.items():

@@ -52,8 +52,12 @@ def without_models(path: Path) -> Problem | None:
     return Problem(str(path), "there is no model here", fix)
 
 
-def without_versions(directory: Path) -> str:
+def without_versions(directory: Path, *, is_ensemble: bool = False) -> str:
     """What to do about a model in which no version was found."""
+    if is_ensemble:
+        return (
+            f"make the folder {directory.name}/1/; an ensemble's is empty (git keeps no empty folder: put a file in it)"
+        )
     for file in _files(directory):
         if file.suffix in FILE_NAMES:
             return _move(file, directory / "1")

@@ -577,7 +577,8 @@ class ModelRepository(Generic[S]):
         try:
             if not plan.specs:
                 what = f"at least one version must be available under the version policy of model '{name}'"
-                fix = "" if found.versions else f" ({await _off_loop(without_versions, found.directory)})"
+                advice = partial(without_versions, found.directory, is_ensemble=plan.is_ensemble)
+                fix = "" if found.versions else f" ({await _off_loop(advice)})"
                 logger.error("failed to load model '%s': %s%s", name, what, fix, extra={"model": name})
                 raise InvalidArgument(f"load failed for model '{name}': {what}\n")
             if plan.is_ensemble:

@@ -47,6 +47,13 @@ def environment_of(
     return None
 
 
+def lacking_environment(proto: Any, model_directory: Path) -> str:
+    """The EXECUTION_ENV_PATH that is not there; "" where all is well."""
+    written = proto.parameters[PARAMETER].string_value if PARAMETER in proto.parameters else ""
+    path = written.replace(MODEL_DIRECTORY, str(model_directory))
+    return "" if not path or Path(path).exists() else path
+
+
 def cache_directory(settings: Mapping[str, str]) -> Path:
     """Survives the server, so that the next start finds what this one has made."""
     if settings.get(CACHE):
@@ -67,7 +74,7 @@ def _at(path: str, settings: Mapping[str, str]) -> PythonEnvironment:
     """A folder is an environment; a file is an archive of one."""
     place = Path(path)
     if not place.exists():
-        raise BackendError(f"Failed to get the canonical path for {path}.")
+        raise BackendError(f"Failed to get the canonical path for {path}. (there is no such file or folder)")
     return _in(place.resolve() if place.is_dir() else unpacked(place.resolve(), cache_directory(settings)))
 
 
