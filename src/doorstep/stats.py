@@ -206,16 +206,7 @@ class ModelStatistics:
         self, rows: int, total_ns: int, queued_ns: int, input_ns: int, infer_ns: int, output_ns: int
     ) -> None:
         """One request that was an execution of its own, as an ensemble's are: both of the above at once."""
-        self.execution_count += 1
-        self.inference_count += rows
-        self.last_inference_ms = time.time_ns() // 1_000_000
-        batch = self.batches.get(rows)
-        if batch is None:
-            batch = self.batches[rows] = BatchStatistics()
-        batch.count += 1
-        batch.compute_input_ns += input_ns
-        batch.compute_infer_ns += infer_ns
-        batch.compute_output_ns += output_ns
+        self.record_batch(rows, input_ns, infer_ns, output_ns)
         self.success_count += 1
         self.success_ns += total_ns
         self.queue_ns += queued_ns
@@ -224,14 +215,9 @@ class ModelStatistics:
         self.compute_infer_ns += infer_ns
         self.compute_output_ns += output_ns
         bounds = _DURATION_BUCKETS_NS
-        for histogram, took_ns in (
-            (self.time_compute_ns, input_ns + infer_ns + output_ns),
-            (self.time_request_ns, total_ns),
-            (self.time_queue_ns, queued_ns),
-        ):
+        for histogram, took_ns in ((self.time_request_ns, total_ns), (self.time_queue_ns, queued_ns)):
             histogram.counts[bisect_left(bounds, took_ns)] += 1
             histogram.total += took_ns
-        self.time_batch_size.observe(rows)
         if self.latencies is not None:
             self.latencies.record_successes([(total_ns, queued_ns)], input_ns, infer_ns, output_ns)
 
