@@ -139,6 +139,39 @@ def test_words_come_one_by_one_as_events(together: ServerProcess) -> None:
     assert [event["WORD"] for event in events] == ["one", "two", "three"]
 
 
+def infer(server: ServerProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "DOORSTEP_URL": f"http://{server.http}"}
+    command = [*doorstep_command(), "infer", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_sequence_from_a_terminal(together: ServerProcess) -> None:
+    for x, more, mean in ((1, ["sequence_start=true"], 1.0), (5, ["sequence_end=true"], 3.0)):
+        flags = [f"--parameter={text}" for text in ("sequence_id=terminal", *more)]
+        done = infer(together, "average", f"X=[[{x}]]", "--json", *flags)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"MEAN": [[mean]]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["words", "TEXT=a"], "/v2/models/words/generate_stream -d"),
+        (["average", "X=[[1]]"], "--parameter sequence_id=7 --parameter sequence_start=true"),
+        (["average", "X=[[1]]", "--parameter=sequence_id=nobody"], "sequence_start=true begins one"),
+        (["average", "X=[[1]]", "--parameter=sequence_id"], "write NAME=VALUE"),
+    ],
+    ids=["decoupled", "no sequence", "not begun", "no value"],
+)
+def test_what_one_call_is_not_enough_for_is_explained(
+    together: ServerProcess, arguments: list[str], advice: str
+) -> None:
+    done = infer(together, *arguments)
+    assert done.returncode == 1
+    assert advice in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_each_sequence_has_its_own_mean(together: ServerProcess) -> None:
     assert python("../sequence/call.py", together.http).splitlines() == [
         "morning: 1 → mean 1.0",

@@ -14,7 +14,7 @@ import orjson
 from doorstep.cli.remote import add_server_options, make_client, reporting_errors
 from doorstep.cli.values import HELP, parse_inputs
 from doorstep.client.sync import Client
-from doorstep.errors import InvalidArgument, NotFound
+from doorstep.errors import DoorstepError, InvalidArgument, NotFound
 from doorstep.types import Array, datatype_of
 
 _EXAMPLES = """\
@@ -41,6 +41,13 @@ def run(argv: Sequence[str], prog: str = "doorstep infer") -> int:
     shown.add_argument("--raw", action="store_true", help="write the one output's bytes as they are")
     parser.add_argument("--full", action="store_true", help="print arrays whole, however large")
     parser.add_argument("--id", default="", help="the request's id")
+    parser.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the request: priority=1, sequence_id=7, sequence_start=true …; repeatable",
+    )
     add_server_options(parser)
     given = parser.parse_intermixed_args(argv)
     return reporting_errors(prog, lambda: _infer(given))
@@ -52,7 +59,18 @@ def _infer(given: argparse.Namespace) -> int:
         metadata = _metadata(client, name, version)
         values = parse_inputs(given.inputs, metadata)
         began = time.perf_counter()
-        outputs = client.infer_all(name, values, model_version=version, requested=given.output, request_id=given.id)
+        try:
+            outputs = client.infer_all(
+                name,
+                values,
+                model_version=version,
+                requested=given.output,
+                request_id=given.id,
+                parameters=parse_parameters(given.parameter),
+            )
+        except DoorstepError as error:
+            advice = _advice(error.message, f"{given.url}/v2/models/{given.model.replace(':', '/versions/')}")
+            raise DoorstepError(error.message + advice) from None
         took_ms = (time.perf_counter() - began) * 1e3
     if given.json:
         sys.stdout.write(as_json(outputs) + "\n")
@@ -64,6 +82,30 @@ def _infer(given: argparse.Namespace) -> int:
             print(f"\n{took_ms:.1f} ms")
     sys.stdout.flush()
     return 0
+
+
+def parse_parameters(given: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """A value that is a number, true or false in JSON is that; any other is a text."""
+    parameters: dict[str, bool | int | float | str] = {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise InvalidArgument(f"--parameter {item}: write NAME=VALUE")
+        try:
+            value = orjson.loads(text)
+        except ValueError:
+            value = text
+        parameters[name] = value if isinstance(value, bool | int | float) else text
+    return parameters
+
+
+def _advice(message: str, model_url: str) -> str:
+    """What to do from a terminal about two kinds of model that one call is not enough for."""
+    if "decoupled transaction policy" in message:
+        return f" (its responses come one by one: curl -sN {model_url}/generate_stream -d '{{\"<input>\": …}}')"
+    if "correlation ID" in message or "must specify the START flag" in message:
+        return " (--parameter sequence_id=7 --parameter sequence_start=true begins one)"
+    return ""
 
 
 def _metadata(client: Client, name: str, version: str) -> Any:
