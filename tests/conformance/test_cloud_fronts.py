@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+import tritonclient.http as httpclient
 
 from doorstep.testing.onnx_models import save_adder
 from doorstep.testing.server import ServerProcess, free_ports
@@ -209,11 +210,21 @@ def test_vertex_ai_asks_for_health_and_predicts_with_the_only_model(vertex: Fron
     assert (found.status_code, found.json()["outputs"][0]["data"]) == (200, [11.0])
 
 
-def test_vertex_ais_type_says_how_long_the_json_is(vertex: Front) -> None:
+def test_vertex_ais_type_says_how_long_the_json_is_and_answers_have_the_header(vertex: Front) -> None:
     body, headers = binary_body(VERTEX)
-    assert binary_answer(vertex.call("POST", "/predict", data=body, headers=headers), VERTEX) == 11.0
-    found = vertex.redirected("v2/models/adder/versions/1/infer", data=body, headers=headers)
-    assert binary_answer(found, VERTEX) == 11.0
+    headers |= {"accept-encoding": "gzip"}
+    for found in (
+        vertex.call("POST", "/predict", data=body, headers=headers),
+        vertex.redirected("v2/models/adder/versions/1/infer", data=body, headers=headers),
+    ):
+        assert (found.headers["content-type"], found.headers.get("content-encoding")) == (
+            "application/octet-stream",
+            None,
+        )
+        result = httpclient.InferenceServerClient.parse_response_body(
+            found.content, header_length=int(found.headers["Inference-Header-Content-Length"])
+        )
+        assert result.as_numpy("y").tolist() == [[11.0]]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from doorstep.config.load import parse_json_config
-from doorstep.errors import BackendError, DoorstepError, ErrorCode
+from doorstep.errors import BackendError, DoorstepError, ErrorCode, NotFound
 from doorstep.repository.base import IndexEntry, LoadRequest
 from doorstep.repository.lifecycle import StateChange
 from doorstep.repository.repository import ModelRepository, RepositoryOptions
@@ -180,6 +180,14 @@ def test_failures_at_the_start_are_listed_and_the_rest_serves(tmp_path: Path) ->
         ]
         assert world.index(ready_only=True) == [("good", "1", "READY")]
         assert not world.repository.all_ready
+        for name, version, text in (
+            ("empty", "", "'empty' has no available versions"),
+            ("empty", "1", "'empty' version 1 is not found"),
+            ("twice", "", "'twice' is not found"),
+        ):
+            with pytest.raises(NotFound) as missed:
+                world.repository.find(name, version)
+            assert missed.value.message == f"Request for unknown model: {text}"
 
     run(scenario, a, b)
 

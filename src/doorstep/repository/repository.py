@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -96,7 +96,7 @@ class ModelRepository(Generic[S]):
         self._sleep = sleep
         self._lifecycle: ModelLifecycle[S] = ModelLifecycle()
         self.serving: ServingMap[S] = ServingMap(
-            self._lifecycle.known, self._identities if options.namespacing else None
+            self._known, self._identities if options.namespacing else None
         )
         self.find = self.serving.find  # find(name, version="") on every request's path: no hop between
         self._loader = Loader(
@@ -417,6 +417,11 @@ class ModelRepository(Generic[S]):
                     raise
         finally:
             await self._reconsider_all(name)
+
+    def _known(self, name: str) -> Collection[int] | None:
+        """A model of which no version was chosen, or none could be read, is not unknown."""
+        versions = self._lifecycle.known(name)
+        return () if versions is None and name in self._wanted else versions
 
     # ---- ensembles and the models they need
 

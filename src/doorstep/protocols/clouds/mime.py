@@ -1,7 +1,8 @@
 """Inference where the vendor lets no header through but Content-Type: that says how long the JSON is. Knows no path.
 
-`<MIME>;json-header-size=N` stands for the V2 protocol's Inference-Header-Content-Length, both ways. Nothing is
-compressed, and an Inference-Header-Content-Length that did come through means nothing (server, sagemaker_server.cc).
+`<MIME>;json-header-size=N` stands for the V2 protocol's Inference-Header-Content-Length, in requests and, with SageMaker,
+in responses. Nothing is compressed, and an Inference-Header-Content-Length that did come through means nothing (server,
+sagemaker_server.cc, vertex_ai_server.h).
 """
 
 from __future__ import annotations
@@ -58,11 +59,14 @@ class MimeInferEndpoint(InferEndpoint):
         max_input_size: int,
         mime: bytes,
         say: Callable[[Exchange, DoorstepError], None] = respond_error,
+        *,
+        answers: bool = True,
     ) -> None:
-        """`say` answers with an error."""
+        """`say` answers with an error; `answers`: the type is that of responses too, else they have the header."""
         super().__init__(server, max_input_size)
         self._mime = mime
-        self.sender = mime_sender(mime, say)
+        if answers:
+            self.sender = mime_sender(mime, say)
 
     def infer(self, exchange: Exchange) -> None:
         headers = {name: value for name, value in exchange.headers.items() if name not in _NOT_THEIRS}

@@ -56,7 +56,7 @@ class VertexAiFront:
         self._server = server
         self._gates = gates
         self.model = model  # the default one; "" until `choose_model`
-        self._infer = MimeInferEndpoint(server, limits.body_bytes, MIME)
+        self._infer = MimeInferEndpoint(server, limits.body_bytes, MIME, answers=False)
         self._inner = Router()
         add_routes(self._inner, server, limits)
 
