@@ -1,8 +1,7 @@
 """Which headers of a client become parameters of its requests: --http-header-forward-pattern and gRPC's. Pure.
 
 The pattern may match anywhere in a header's name (RE2's PartialMatch), whatever its case. Names are those of the wire,
-in lower case. Python's patterns can be made to take for ever where RE2's cannot (config/header_pattern.py refuses the
-plainest of those), so long names are never looked at, and a name seen before is not matched again.
+in lower case. Long names are never looked at, and a name seen before is not matched again.
 """
 
 from __future__ import annotations
