@@ -27,6 +27,7 @@ from doorstep.observability.logging import ACCESS_LOGGER, set_up_logging
 from doorstep.request import InferenceRequest
 from doorstep.wire.exchange import ConnectionInfo, Exchange
 from doorstep.wire.request_id import request_id, with_request_id
+from doorstep.workers.loading import log_to_model
 
 OPTIONS = ServerOptions(model_repositories=())
 CREATED = 1763832000.180638  # 2025-11-22 17:20:00.180638 UTC
@@ -427,3 +428,10 @@ def test_no_request_id_is_made_up() -> None:
     assert request_id({}) == b""
     headers = ((b"content-type", b"application/json"),)
     assert with_request_id({}, headers) is headers
+
+
+def test_what_a_model_says_is_not_said_by_a_file_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "doorstep.model"):
+        log_to_model("INFO", "add_sub_0 | loading")
+    [said] = caplog.records
+    assert lines("default", said)[0].endswith('model.py:0] "add_sub_0 | loading"')

@@ -32,7 +32,7 @@ def log_to_model(level: str, message: str) -> None:
         first, _, rest = message.partition("\n")
         logger.handle(
             logger.makeRecord(
-                logger.name, number, __file__, 0, "%s", (first,), None, "log_to_model", sinfo=rest or None
+                logger.name, number, "model.py", 0, "%s", (first,), None, "log_to_model", sinfo=rest or None
             )
         )
 
