@@ -103,6 +103,16 @@ class InferenceRequest:
             if self.on_cancel is not None:
                 self.on_cancel(self)
 
+    def ask_to_stop(self) -> None:
+        """Whoever waits still takes what comes. A model in a process of its own may see it, and go on all the same;
+        anywhere else the request is cancelled."""
+        holder = getattr(self.on_cancel, "__self__", None)
+        ask = getattr(holder, "ask_to_stop", None)
+        if ask is None:
+            self.cancel()
+        else:
+            ask(self)
+
     def room(self) -> None:
         """The client has read what it was sent: the next responses may come."""
         if self.stalled:

@@ -174,7 +174,7 @@ def test_a_thread_is_asked_whether_it_is_ready_even_while_it_computes(loop, says
 def test_responses_are_given_in_order_and_nothing_after_the_last():
     read: list[int] = []
     cancelled: list[int] = []
-    responses = Responses(read.append, lambda: cancelled.append(1))
+    responses = Responses(read.append, cancelled.append)
     ready: list[int] = []
     responses.notify(lambda: ready.append(1))
     with pytest.raises(TimeoutError):
@@ -184,13 +184,15 @@ def test_responses_are_given_in_order_and_nothing_after_the_last():
     assert ready == [1]
     responses.notify(lambda: ready.append(2))
     assert ready == [1, 2]
+    responses.stop()
     responses.cancel()
     responses.cancel()
+    responses.stop()
     responses.put(None, True, 7)
     responses.put(None, True, 8)
     assert [responses.get(0) for _ in range(3)] == [(None, False), (None, False), (None, True)]
-    assert (read, cancelled) == ([5, 6], [1])
+    assert (read, cancelled) == ([5, 6], [False, True])
     with pytest.raises(TimeoutError):
         responses.get(0)
     responses.cancel()
-    assert cancelled == [1]
+    assert cancelled == [False, True]

@@ -93,7 +93,8 @@ def test_an_iterator_may_be_awaited_and_cancelled(serve):
             got.append([t.as_numpy().tolist() for t in response.output_tensors()])
             if len(got) == 1:
                 responses.cancel()
-                assert server.responses[0].cancelled.is_set()
+                assert server.responses[0].stopped.is_set()
+                assert not server.responses[0].cancelled.is_set()
                 server.responses[0].add(None, True)
         return got
 

@@ -56,6 +56,9 @@ class CallResponses(Protocol):
     def cancel(self) -> None:
         """Nobody wants what is still to come; a final response comes all the same."""
 
+    def stop(self) -> None:
+        """The model is asked to stop. One that does not look goes on, and its responses come."""
+
 
 class ServerAccess(Protocol):
     """What model code may ask of the server it runs in. Callable from any thread but the event loop's; may block."""

@@ -23,6 +23,7 @@ class FakeResponses:
         self._lock = threading.Lock()
         self._waiting: Callable[[], None] | None = None
         self.cancelled = threading.Event()
+        self.stopped = threading.Event()
 
     def add(self, outputs: Sequence[Tensor] | DoorstepError | None, final: bool) -> None:
         with self._lock:
@@ -46,6 +47,9 @@ class FakeResponses:
 
     def cancel(self) -> None:
         self.cancelled.set()
+
+    def stop(self) -> None:
+        self.stopped.set()
 
 
 class FakeServer:

@@ -112,8 +112,8 @@ class _LoopCall:
         if self._unread * 2 < WINDOW_BYTES:
             self._request.room()
 
-    def _cancel(self) -> None:
-        on_loop(self._access.loop, self.cancel)
+    def _cancel(self, at_once: bool) -> None:
+        on_loop(self._access.loop, self.cancel if at_once else self._request.ask_to_stop)
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, call: Any, *args: Any) -> None:

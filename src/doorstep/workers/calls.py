@@ -108,8 +108,13 @@ class Calls:
             self._running[number].read(cost)
 
     def _on_cancel(self, number: Any, _: bytearray) -> None:
-        if number in self._running:
-            self._running[number].request.cancel()
+        """A negative number: its model is only asked to stop."""
+        if abs(number) in self._running:
+            request = self._running[abs(number)].request
+            if number > 0:
+                request.cancel()
+            else:
+                request.ask_to_stop()
 
     # The server's services
 

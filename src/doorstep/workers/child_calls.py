@@ -136,9 +136,9 @@ class ChildServer:
         if number in self._calls:
             self._tell_server(Kind.READ, (number, unread))
 
-    def _cancel(self, number: int) -> None:
+    def _cancel(self, number: int, at_once: bool) -> None:
         if number in self._calls:
-            self._tell_server(Kind.CANCEL_CALL, number)
+            self._tell_server(Kind.CANCEL_CALL, number if at_once else -number)
 
     def _tell_server(self, kind: Kind, meta: Any) -> None:
         try:

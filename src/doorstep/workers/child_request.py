@@ -6,6 +6,8 @@ from typing import Any
 
 from doorstep.request import InferenceRequest
 
+CANCELLED = 1  # what a request's flag says: nobody wants its responses any more
+ASKED_TO_STOP = 2  # whoever waits for them still takes what comes
 SEQUENCE_START = 1
 SEQUENCE_END = 2
 
@@ -29,6 +31,11 @@ class WorkerRequest(InferenceRequest):
     @cancelled.setter
     def cancelled(self, value: bool) -> None:
         """Only the server cancels."""
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether responses are thrown away: not if it was only asked to stop."""
+        return self.cancelled_by_message or (self._slot >= 0 and self._flags[self._slot] == CANCELLED)
 
     def over(self) -> None:
         """The flag belongs to another request from now on."""

@@ -84,9 +84,9 @@ class ChildSide:
         what, data, segment, cost = self._encode(request, outputs)
         final = final or isinstance(outputs, DoorstepError)
         with self._lock:
-            while not final and request.unread_bytes >= WINDOW_BYTES and not self._ended and not request.cancelled:
+            while not final and request.unread_bytes >= WINDOW_BYTES and not self._ended and not request.unwanted:
                 self._changed.wait(0.5)  # flags of cancellation wake nobody
-            if request.ended or (request.cancelled and not final):
+            if request.ended or (request.unwanted and not final):
                 if segment is not None:
                     self._outputs.release((segment.id,))
                 return

@@ -226,6 +226,11 @@ class ProcessWorker:
         if number:
             side.calls.cancel_of(number)
 
+    def ask_to_stop(self, request: InferenceRequest) -> None:
+        """As `_cancel`, for one whose responses are still wanted."""
+        if not self._side.streams.ask_to_stop(request):
+            request.cancel()
+
     def ready(self, done: Callable[[bool], None]) -> None:
         if not self.healthy:
             done(False)

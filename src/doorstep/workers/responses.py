@@ -18,8 +18,9 @@ Answer = tuple[Sequence[Tensor] | DoorstepError | None, bool]
 class Responses:
     """A `CallResponses`: see backends/base.py."""
 
-    def __init__(self, on_read: Callable[[int], None], on_cancel: Callable[[], None]) -> None:
-        """`on_read(cost)` hears what has been taken out, `on_cancel` that nobody wants the rest."""
+    def __init__(self, on_read: Callable[[int], None], on_cancel: Callable[[bool], None]) -> None:
+        """`on_read(cost)` hears what has been taken out, `on_cancel` that nobody wants the rest:
+        True if it is not to come."""
         self._on_read = on_read
         self._on_cancel = on_cancel
         self._changed = threading.Condition()
@@ -61,4 +62,10 @@ class Responses:
             if self._cancelled or self._ended:
                 return
             self._cancelled = True
-        self._on_cancel()
+        self._on_cancel(True)
+
+    def stop(self) -> None:
+        with self._changed:
+            if self._cancelled or self._ended:
+                return
+        self._on_cancel(False)

@@ -11,6 +11,7 @@ from typing import Any
 
 from doorstep.errors import DoorstepError
 from doorstep.request import Batch, Emit, InferenceRequest, Outputs
+from doorstep.workers.child_request import ASKED_TO_STOP, CANCELLED
 from doorstep.workers.frames import WINDOW_BYTES, Kind, ProtocolError, read_tensors
 from doorstep.workers.outcome import read_error
 from doorstep.workers.side_link import SideLink
@@ -65,7 +66,7 @@ class Streams:
         for request in batch.requests:
             slot = free.pop() if free else -1
             if slot >= 0:
-                self._flags[slot] = 1 if request.cancelled else 0
+                self._flags[slot] = CANCELLED if request.cancelled else 0
             slots.append(slot)
             on_cancels.append(request.on_cancel)
             request.on_cancel = on_cancel
@@ -121,6 +122,20 @@ class Streams:
         open_ = self._open.get(number)
         return open_.request if open_ is not None else None
 
+    def ask_to_stop(self, request: InferenceRequest) -> bool:
+        """Tells the model only. False: it cannot be told, for want of a flag."""
+        open_ = self._of.get(request)
+        if open_ is not None:
+            slot = open_.slot
+        elif self._batch is not None and request in self._batch.requests:
+            slot = self._slots[self._batch.requests.index(request)]
+        else:
+            return False
+        if slot < 0:
+            return False
+        self._flags[slot] = ASKED_TO_STOP
+        return True
+
     def cancel(self, request: InferenceRequest) -> int:
         """Tells the model, and whoever gave us the request. The request's number, or 0."""
         batch = self._batch
@@ -133,7 +148,7 @@ class Streams:
         else:
             return 0
         if slot >= 0:
-            self._flags[slot] = 1
+            self._flags[slot] = CANCELLED
         if slot < 0 or open_ is not None:  # it may be waiting for room
             self._link.send(Kind.CANCEL, number)
         if on_cancel is not None:

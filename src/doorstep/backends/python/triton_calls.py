@@ -149,9 +149,9 @@ class ResponseIterator:
         return self._seen[self._at - 1]
 
     def cancel(self) -> None:
-        """Nobody wants what is still to come. A final response comes all the same."""
+        """Asks the model to stop. What it sends all the same still comes, and a final response in any case."""
         if not self._finished and self._responses is not None:
-            self._responses.cancel()
+            self._responses.stop()
 
     def _note(self, item: _Item) -> None:
         self._seen.append(item.response)
