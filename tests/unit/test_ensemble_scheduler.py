@@ -4,6 +4,7 @@ control; expected texts and rules are Triton's (core, ensemble_scheduler.cc)."""
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from google.protobuf import text_format
 
 from doorstep import proto
 from doorstep.config.model import ModelConfig
-from doorstep.errors import BackendError, DoorstepError, ErrorCode, QueueRejected, Unavailable
+from doorstep.errors import BackendError, DoorstepError, ErrorCode, FailureReason, QueueRejected, Unavailable
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.scheduler.ensemble import EnsembleScheduler
 from doorstep.scheduler.ensemble_graph import crossing
@@ -246,6 +247,7 @@ def test_a_step_that_fails_is_named_and_stops_the_others(loop: Any) -> None:
     assert client.error.code is ErrorCode.INTERNAL
     assert world["b"].requests[0].cancelled
     assert world.stats.fail_count == 1
+    assert +Counter(world.stats.failures) == {FailureReason.OTHER: 1}, "the reason is the step's"
     assert world.at_rest()
 
 
@@ -298,6 +300,7 @@ def test_cancelling_the_whole_cancels_its_steps(loop: Any) -> None:
     assert client.error.code is ErrorCode.CANCELLED
     assert world["a"].requests[0].cancelled
     assert world["b"].requests == []
+    assert +Counter(world.stats.failures) == {FailureReason.CANCELED: 1}
     assert world.at_rest()
 
 

@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from doorstep.errors import DoorstepError, InvalidArgument
+from doorstep.errors import DoorstepError, FailureReason, InvalidArgument
 from doorstep.request import InferenceRequest, InferenceResponse, Parameter, cancelled_error
 from doorstep.scheduler.ensemble_graph import Binding, BoundStep, Plan, Step
 from doorstep.stats import ComputeTally
@@ -421,7 +421,9 @@ class EnsembleRun:
         request, stats, tally = self._request, self._owner.stats, self._tally
         total_ns = self._owner.clock() - request.received_ns
         if error is not None:
-            stats.record_failure(total_ns, error.reason)
+            # Why a step failed is counted with the step's model, as in Triton.
+            reason = error.reason if error.reason is FailureReason.CANCELED else FailureReason.OTHER
+            stats.record_failure(total_ns, reason)
             return
         rows = request.rows if self._owner.batches else 1
         stats.record_one(
