@@ -202,7 +202,7 @@ def test_a_backends_setting_reaches_it(models: Path) -> None:
 def test_what_an_option_does_not_do_is_said(models: Path) -> None:
     with ServerProcess(models, "--http-thread-count=4", "--strict-model-config=false") as server:
         assert "--http-thread-count=4 has no effect: one event loop serves all connections" in server.logs()
-        assert "--strict-model-config is deprecated; write --disable-auto-complete-config" in server.logs()
+        assert "--strict-model-config is deprecated; leave it out" in server.logs()
 
 
 def test_the_log_is_as_talkative_as_it_is_told_to_be(models: Path, tmp_path: Path) -> None:
