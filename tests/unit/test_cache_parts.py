@@ -76,7 +76,7 @@ def test_whatever_differs_is_another_key() -> None:
     [floats(1.5, -2), texts(b"", b"one", "zwölf".encode()), Tensor("h", BF16, np.ones((2, 0), BF16.numpy)), floats()],
 )
 def test_an_entry_survives_being_packed(tensor: Tensor) -> None:
-    entry = copied_entry([tensor, floats(7)], {"p": 1.5})
+    entry = copied_entry([tensor, Tensor("other", FP32, floats(7).array)], {"p": 1.5})
     found = unpack_entry(pack_entry(entry))
     assert found is not None
     assert found.parameters == {"p": 1.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from struct import Struct
 from struct import error as StructError
+from typing import Any
 
 import numpy as np
 import orjson
@@ -34,11 +35,13 @@ def unpack_entry(data: bytes) -> Entry | None:
             return None
         start = 8 + _LENGTH.unpack_from(data, 4)[0]
         heads, parameters = orjson.loads(data[8:start])
-        if type(parameters) is not dict and parameters is not None:
+        if not _are_parameters(parameters):
             return None
-        outputs = []
+        outputs: list[Tensor] = []
         for name, datatype, shape, size in heads:
             kind = DTYPES[datatype]
+            if type(name) is not str or size < 0 or any(name == tensor.name for tensor in outputs):
+                return None
             if start + size > len(data):
                 return None
             if kind is BYTES:
@@ -55,6 +58,12 @@ def unpack_entry(data: bytes) -> Entry | None:
         return Entry(tuple(outputs), parameters, size_of(outputs))
     except (ValueError, TypeError, LookupError, ArithmeticError, StructError):
         return None
+
+
+def _are_parameters(value: Any) -> bool:
+    if value is None:
+        return True
+    return type(value) is dict and all(type(each) in (bool, int, float, str) for each in value.values())
 
 
 def _texts(tensor: Tensor) -> bytes:

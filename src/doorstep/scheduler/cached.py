@@ -46,6 +46,7 @@ class CachedScheduler:
         self._inner = inner
         self._name = config.name
         self._version = version
+        self._outputs = frozenset(config.outputs)
         self._loop = loop
         self._looking = 0  # requests whose look-up takes time
         self._stopping = False
@@ -122,13 +123,17 @@ class CachedScheduler:
         end = self.clock()
         if request.cancelled:
             self._looked()
-        elif entry is not None:
+        elif entry is not None and self._is_ours(entry):
             self._looked()
             self._hit(request, entry, start, end)
         else:
             self._count(start, end, hit=False)
             request.sender = _Keeping(self, request.sender, key, content, end - start)
             self._go_on(request)
+
+    def _is_ours(self, entry: Entry) -> bool:
+        """Whoever else writes to a shared cache: what the model has no output for is not its answer."""
+        return all(tensor.name in self._outputs for tensor in entry.outputs)
 
     def _go_on(self, request: InferenceRequest) -> None:
         """The request is the scheduler's already: what the next one refuses is answered."""
