@@ -55,6 +55,7 @@ _NO_SENDER = _NoSender()
 class Worker:
     def __init__(self, channel: Channel, flags: mmap.mmap, side_channel: Channel) -> None:
         self._channel = channel
+        self._pid = os.getpid()
         self._flags = flags
         self._server: ChildServer | None = None
         self._side = ChildSide(side_channel, self._server_gone)
@@ -98,6 +99,9 @@ class Worker:
             self._server.end()
 
     def log(self, level: str, message: str) -> None:
+        if os.getpid() != self._pid:  # model code has forked: the socket is the parent's, the output is everybody's
+            print(message, flush=True)
+            return
         self._channel.send(Kind.LOG, (level, message))
 
     # Life

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from functools import partial
 from typing import Any
@@ -37,10 +38,12 @@ class ChildServer:
         self._unread: dict[int, int] = {}  # bytes of a call's responses that were read and not told yet
         self._questions: dict[int, _Question] = {}
         self._gone = False
+        self._pid = os.getpid()
         side.handlers[Kind.RESPONSE] = self._on_response
         side.handlers[Kind.ANSWER] = self._on_answer
 
     def call(self, call: ModelCall) -> CallResponses:
+        self._refuse_forked()
         number = next(self._numbers)
         responses = self._calls[number] = Responses(partial(self._read, number), partial(self._cancel, number))
         try:
@@ -77,6 +80,7 @@ class ChildServer:
         return responses
 
     def ask(self, what: str, payload: Any, data: bytes = b"") -> Any:
+        self._refuse_forked()
         number = next(self._numbers)
         question = self._questions[number] = _Question()
         try:
@@ -93,7 +97,13 @@ class ChildServer:
         return question.answer
 
     def tell(self, what: str, payload: Any) -> None:
+        self._refuse_forked()
         self._side.send(Kind.TELL, (what, payload))
+
+    def _refuse_forked(self) -> None:
+        """Nothing reads the socket in a process that model code has forked, so what is asked there has no answer."""
+        if os.getpid() != self._pid:
+            raise BackendError("a process that the model has forked cannot ask the server; use threads, or async_exec")
 
     def end(self) -> None:
         """The server is gone: nobody waits any longer."""

@@ -22,7 +22,7 @@ from doorstep.backends.python.triton_requests import (
 from doorstep.backends.python.triton_runtime import Phase
 from doorstep.backends.python.triton_tensor import from_server as tensor_from_server
 from doorstep.backends.python.triton_tensor import to_server as tensor_to_server
-from doorstep.errors import DoorstepError, ErrorCode, FailureReason
+from doorstep.errors import DoorstepError, FailureReason
 from doorstep.request import Outputs
 
 _streams: dict[tuple[str, str], bool] = {}  # (model, version) → whether it is decoupled, as it was when first called
@@ -179,10 +179,7 @@ def _begin(request: InferenceRequest, *, decoupled: bool) -> tuple[ModelCall, Ca
     if not decoupled:
         streams = _streams.get(which)
         if streams is None:
-            try:
-                streams = server.ask("model_properties", {"name": which[0], "version": version})["decoupled"]
-            except DoorstepError as error:
-                raise _not_ready(request, error) from None
+            streams = server.ask("model_properties", {"name": which[0], "version": version})["decoupled"]
             _streams[which] = streams
         if streams:
             raise _needs_decoupled(request._model_name)
@@ -224,7 +221,7 @@ def _chosen(request: InferenceRequest, items: list[_Item]) -> InferenceResponse:
 def _response(request: InferenceRequest, outputs: Any, final: bool, *, flagged: bool = True) -> _Item:
     if isinstance(outputs, DoorstepError):
         if outputs.reason is not FailureReason.BACKEND and outputs.reason is not FailureReason.CANCELED:
-            return _Item(_refused(request, _not_ready(request, outputs)), final=True)
+            return _Item(_refused(request, outputs), final=True)
         return _Item(InferenceResponse([], from_server(outputs)), final=True)
     if outputs is None:
         return _Item(InferenceResponse([]), final=final, flagged=not flagged)
@@ -238,15 +235,6 @@ def _refused(request: InferenceRequest, error: DoorstepError) -> InferenceRespon
     """For a request that never ran."""
     text = f"Model {request._model_name} - Error when running inference: {error.message}"
     return InferenceResponse([], TritonError(text))
-
-
-def _not_ready(request: InferenceRequest, error: DoorstepError) -> DoorstepError:
-    """Triton asks first whether the model is ready, and says no more of one that is not, or not there."""
-    if error.code not in (ErrorCode.NOT_FOUND, ErrorCode.UNAVAILABLE) or error.reason is FailureReason.REJECTED:
-        return error
-    return DoorstepError(
-        f"Failed for execute the inference request. Model '{request._model_name}' is not ready.", code=error.code
-    )
 
 
 def _needs_decoupled(name: str) -> DoorstepError:
