@@ -95,9 +95,7 @@ class ModelRepository(Generic[S]):
         self._parse_config = parse_config
         self._sleep = sleep
         self._lifecycle: ModelLifecycle[S] = ModelLifecycle()
-        self.serving: ServingMap[S] = ServingMap(
-            self._known, self._identities if options.namespacing else None
-        )
+        self.serving: ServingMap[S] = ServingMap(self._known, self._identities if options.namespacing else None)
         self.find = self.serving.find  # find(name, version="") on every request's path: no hop between
         self._loader = Loader(
             load_model, self._lifecycle, self.serving, threads=options.load_threads, retries=options.load_retries
