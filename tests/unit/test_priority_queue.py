@@ -95,15 +95,28 @@ def test_reject_also_when_a_batch_is_looked_for() -> None:
 
 def test_delay_goes_behind_the_others_of_its_level_and_before_the_next() -> None:
     queue = PriorityQueue(QueuePolicy(), Priorities(2, 1, {1: DELAY}))
-    assert queue.append(request("a", priority=1)) == 0, "nothing has to be done about it"
+    assert queue.append(request("a", priority=1)) == 10_000
     queue.append(request("b", priority=1, at_ns=5_000))
     queue.append(request("x", priority=2))
     assert ids(queue.walk(10_001)) == "bax"
-    assert queue.expire(99_000) == 0
+    assert queue.expire(10_002) == 15_000
     assert queue.rejected == []
     queue.append(request("c", priority=1, at_ns=10_001))
     assert ids(queue.walk(10_002)) == "bcax"
     assert "".join(queue.popleft().id for _ in range(4)) == "bcax"
+
+
+def test_delay_moves_a_request_when_its_time_is_over() -> None:
+    """Those before it may be a batch of a preferred size without it."""
+    queue = PriorityQueue(DELAY, Priorities(2, 2, {1: QueuePolicy(default_timeout_ns=20_000)}))
+    for one in (request("a"), request("b", at_ns=5_000), request("x", priority=1)):
+        queue.append(one)
+    assert queue.expire(10_001) == 15_000
+    assert (ids(queue.walk(10_001)), len(queue)) == ("xba", 3)
+    assert queue.expire(15_001) == 20_000
+    assert (ids(queue.walk(15_001)), ids(queue.rejected)) == ("xab", "")
+    assert queue.expire(20_001) == 0
+    assert (ids(queue.walk(20_001)), ids(queue.rejected), len(queue)) == ("ab", "x", 2)
 
 
 def test_delay_moves_a_request_when_its_place_is_looked_at() -> None:

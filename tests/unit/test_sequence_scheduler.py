@@ -724,7 +724,11 @@ def test_rescheduling_needs_an_iterative_sequence(either: Make) -> None:
     inbox = b.send(5, 1, "se")[1]
     b.turn()
     b.finish(RESCHEDULE)
-    assert inbox.error.code is ErrorCode.INTERNAL
+    assert inbox.error.code is ErrorCode.INVALID_ARG
+    assert inbox.error.message == (
+        "Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not configured to handle "
+        "such a flag."
+    )
     b.assert_empty()
 
 

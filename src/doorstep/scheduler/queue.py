@@ -94,7 +94,7 @@ class PriorityQueue:
         level.waiting.append(request)
         level.expiries.append(expires_ns)
         self._size += 1
-        return 0 if policy.delays else expires_ns
+        return expires_ns
 
     def _level(self, number: int) -> _Level:
         level = self._levels.get(number)
@@ -156,20 +156,21 @@ class PriorityQueue:
         return False
 
     def expire(self, now_ns: int) -> int:
-        """Moves to `rejected` all that have waited too long; returns when the next one will have, 0 for never."""
+        """Moves all that have waited too long, to `rejected` or behind the others of their level: what is left may be a
+        batch. Returns when the next one will have waited too long, 0 for never."""
         next_ns = 0
         for number in tuple(self._order):
             level = self._levels[number]
-            if level.policy.delays:
-                continue
             kept = [
                 (r, at_ns) for r, at_ns in zip(level.waiting, level.expiries, strict=True) if not 0 < at_ns < now_ns
             ]
             if len(kept) < len(level.waiting):
-                self.rejected += [
-                    r for r, at_ns in zip(level.waiting, level.expiries, strict=True) if 0 < at_ns < now_ns
-                ]
-                self._size -= len(level.waiting) - len(kept)
+                over = [r for r, at_ns in zip(level.waiting, level.expiries, strict=True) if 0 < at_ns < now_ns]
+                if level.policy.delays:
+                    level.delayed.extend(over)
+                else:
+                    self.rejected += over
+                    self._size -= len(over)
                 level.waiting = deque(r for r, _ in kept)
                 level.expiries = deque(at_ns for _, at_ns in kept)
             for at_ns in level.expiries:

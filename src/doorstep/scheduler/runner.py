@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from doorstep.errors import DoorstepError, Internal
+from doorstep.errors import DoorstepError, Internal, InvalidArgument
 from doorstep.request import LATER, Batch, InferenceRequest, InferenceResponse, Outputs, Verdict, cancelled_error
 from doorstep.scheduler.order import AnswersInOrder
 from doorstep.scheduler.rate_limiter import RateLimiter, Ticket
@@ -20,6 +20,10 @@ from doorstep.types import Tensor
 from doorstep.workers.base import Worker
 
 Settle = Callable[[InferenceRequest, Sequence[Tensor]], Sequence[Tensor]]
+NOT_RESCHEDULED = (  # Triton's
+    "Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not configured to handle "
+    "such a flag."
+)
 
 
 class Runner:
@@ -187,7 +191,7 @@ class Runner:
                     self._in_order.forget(request)
                 self._on_reschedule(request)
             else:
-                error = Internal(f"model '{self.name}' asked for a request again, and its scheduler keeps none")
+                error = InvalidArgument(NOT_RESCHEDULED)
                 self.stats.record_failure(self._clock() - request.received_ns, error.reason)
                 request.on_cancel = None
                 self._answer(request, InferenceResponse(self.name, self.version, request.id, (), error))
