@@ -36,7 +36,7 @@ def serve():
     def start(server: FakeServer) -> FakeServer:
         from doorstep.backends.python import triton_calls
 
-        triton_calls._streams.clear()
+        triton_calls._plain.clear()
         triton_runtime.set_up("", None, server)
         triton_runtime.become(Phase.SERVING)
         return server

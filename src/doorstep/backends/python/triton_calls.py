@@ -25,7 +25,9 @@ from doorstep.backends.python.triton_tensor import to_server as tensor_to_server
 from doorstep.errors import DoorstepError, FailureReason
 from doorstep.request import Outputs
 
-_streams: dict[tuple[str, str], bool] = {}  # (model, version) → whether it is decoupled, as it was when first called
+# (model, version) of those that were not decoupled when first called. One that was is asked about again, as a reload
+# may have changed it; that another has become decoupled shows in its responses.
+_plain: set[tuple[str, str]] = set()
 
 
 def run(request: InferenceRequest, *, decoupled: bool) -> InferenceResponse | ResponseIterator:
@@ -176,13 +178,10 @@ def _begin(request: InferenceRequest, *, decoupled: bool) -> tuple[ModelCall, Ca
     server = triton_runtime.server()
     version = "" if request._model_version < 0 else str(request._model_version)
     which = (request._model_name, version)
-    if not decoupled:
-        streams = _streams.get(which)
-        if streams is None:
-            streams = server.ask("model_properties", {"name": which[0], "version": version})["decoupled"]
-            _streams[which] = streams
-        if streams:
+    if not decoupled and which not in _plain:
+        if server.ask("model_properties", {"name": which[0], "version": version})["decoupled"]:
             raise _needs_decoupled(request._model_name)
+        _plain.add(which)
     call = ModelCall(
         model_name=request._model_name,
         inputs=[tensor_to_server(tensor) for tensor in request._inputs],
@@ -213,7 +212,7 @@ def _chosen(request: InferenceRequest, items: list[_Item]) -> InferenceResponse:
     """The one response of a model that is not decoupled."""
     real = [item.response for item in items if not item.flagged]
     if len(real) > 1:  # it has become decoupled since it was first called
-        _streams.clear()
+        _plain.clear()
         return _refused(request, _needs_decoupled(request._model_name))
     return real[0] if real else InferenceResponse([], TritonError("Unexpected empty response."))
 
