@@ -26,6 +26,7 @@ NAMES = {
     "one MLP": "one MLP",
     "onnxruntime": "bare loop",
     "limit": "limit",
+    "all": "of all",
     "wrk": "wrk",
 }
 

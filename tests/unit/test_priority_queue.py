@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -187,3 +188,45 @@ def test_the_variables_of_tests_are_read_as_atoi_does(monkeypatch: Any, value: s
     monkeypatch.setenv("TRITONSERVER_DELAY_SCHEDULER", value)
     monkeypatch.setenv("TRITONSERVER_BACKLOG_DELAY_SCHEDULER", value)
     assert (scheduler_delay(), backlog_delay()) == (expected, expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_requests_that_are_taken_out_leave_the_others_as_they_were(seed: int) -> None:
+    """Against lists, in any order of what can happen: places of those taken out are given up later, and unseen."""
+    draw = random.Random(seed)
+    queue = PriorityQueue(DELAY if seed % 2 else REJECT, THREE)
+    levels: dict[int, list[InferenceRequest]] = {1: [], 2: [], 3: []}
+    for number in range(600):
+        waiting = [r for level in levels.values() for r in level]
+        action = draw.random()
+        if action < 0.5 or not waiting:
+            one = request(str(number), priority=draw.randint(1, 3))
+            queue.append(one)
+            levels[one.priority].append(one)
+        elif action < 0.85:
+            one = draw.choice(waiting)
+            assert queue.remove(one)
+            assert not queue.remove(one)
+            levels[one.priority].remove(one)
+        else:
+            one = queue.popleft()
+            assert one is waiting[0]
+            levels[one.priority].remove(one)
+        if draw.random() < 0.1:
+            assert queue.expire(1) == (10_000 if queue else 0)
+        expected = [r.id for level in levels.values() for r in level]
+        assert len(queue) == len(expected)
+        if draw.random() < 0.2:
+            assert [r.id for r in queue.walk(1)] == expected
+
+
+def test_what_has_expired_can_be_taken_out_too() -> None:
+    queue = PriorityQueue(DELAY, THREE)
+    requests = [request(name) for name in "abcd"]
+    for one in requests:
+        queue.append(one)
+    assert ids(queue.walk(20_000)) == "abcd"  # all delayed now
+    assert queue.remove(requests[1])
+    assert ids(queue.walk(20_000)) == "acd"
+    assert "".join(queue.popleft().id for _ in range(3)) == "acd"
+    assert not queue

@@ -24,6 +24,7 @@ from doorstep.workers.base import Worker
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"  # Triton's
 
 
+_WAITS = "waits"  # the `slot` of a request while it is in the queue
 NO_LIMITS = QueuePolicy()
 NO_PRIORITIES = Priorities()
 
@@ -110,6 +111,7 @@ class DynamicBatchScheduler:
             limit = self._queue_policy.max_size
             if limit and self.queued_count >= limit:
                 raise queue_full(request)
+            request.slot = _WAITS
             self._queue.append(request)
         else:
             expires_ns = self._levels.append(request)
@@ -120,6 +122,7 @@ class DynamicBatchScheduler:
         if self._idle and not self._pump_soon:
             if request.at_once and self._runs_at_once and len(self._queue) == 1:
                 self._queue.clear()
+                request.slot = None
                 self._runner.run(self._idle.pop(), [request], request.rows)
             elif request.at_once:
                 self._pump()
@@ -201,6 +204,7 @@ class DynamicBatchScheduler:
         rows = 0
         for request in requests:
             rows += request.rows
+            request.slot = None
         self._runner.run(self._idle.pop(), requests, rows)
 
     def _put_back(self, request: InferenceRequest) -> None:
@@ -208,6 +212,7 @@ class DynamicBatchScheduler:
         request.queued_ns = self._clock()
         request.on_cancel = self._on_cancel
         if self._levels is None:
+            request.slot = _WAITS
             self._queue.append(request)
         else:
             self._levels.put_back(request)
@@ -221,7 +226,8 @@ class DynamicBatchScheduler:
         """Answers at once. In the queue it is skipped; in a batch its result is thrown away."""
         if self._levels is not None:
             self._levels.remove(request)
-        elif request in self._queue:
+        elif request.slot is not None:
+            request.slot = None
             self._dead_in_queue += 1
         self._runner.end_early(request, cancelled_error())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from doorstep.errors import QueueRejected
@@ -90,25 +90,24 @@ class PriorityQueue:
         if policy.max_size and number in self._levels and len(self._levels[number]) >= policy.max_size:
             raise queue_full(request)
         expires_ns = policy.expires_ns(request)
-        level = self._level(number)
-        level.waiting.append(request)
-        level.expiries.append(expires_ns)
-        self._size += 1
+        self._put(request, number, expires_ns)
         return expires_ns
 
     def _level(self, number: int) -> _Level:
         level = self._levels.get(number)
         if level is None:
-            level = self._levels[number] = _Level(self._policies.get(number, self._default))
+            level = self._levels[number] = _Level(number, self._policies.get(number, self._default))
             insort(self._order, number)
         return level
 
     def put_back(self, request: InferenceRequest) -> None:
         """One that has run, and is to run again: it was let in once, and its time in the queue is over."""
-        number = self._priorities.level_of(request)
-        level = self._level(number)
+        self._put(request, self._priorities.level_of(request), 0)
+
+    def _put(self, request: InferenceRequest, number: int, expires_ns: int) -> None:
+        level = request.slot = self._level(number)
         level.waiting.append(request)
-        level.expiries.append(0)
+        level.expiries.append(expires_ns)
         self._size += 1
 
     def walk(self, now_ns: int) -> Iterator[InferenceRequest]:
@@ -117,43 +116,53 @@ class PriorityQueue:
             level = self._levels[number]
             at = 0
             while at < len(level.waiting):
-                if 0 < level.expiries[at] < now_ns:
+                if level.waiting[at].slot is not level:
+                    level.pop(at)
+                    level.gone -= 1
+                elif 0 < level.expiries[at] < now_ns:
                     request = level.pop(at)
                     if level.policy.delays:
                         level.delayed.append(request)
                     else:
                         self._size -= 1
+                        request.slot = None
                         self.rejected.append(request)
                 else:
                     yield level.waiting[at]
                     at += 1
-            yield from tuple(level.delayed)
+            yield from [request for request in level.delayed if request.slot is level]
             self._forget_empty(number)
 
     def popleft(self) -> InferenceRequest:
         """Raises IndexError where there is none."""
         for number in self._order:
             level = self._levels[number]
-            if len(level):
+            while level.waiting or level.delayed:
                 request = level.pop(0) if level.waiting else level.delayed.popleft()
+                if request.slot is not level:
+                    level.gone -= 1
+                    continue
+                request.slot = None
                 self._size -= 1
                 self._forget_empty(number)
                 return request
         raise IndexError("no request waits")
 
     def remove(self, request: InferenceRequest) -> bool:
-        """Takes it out, wherever it is. False: it is not here."""
-        for number, level in self._levels.items():
-            if request in level.waiting:
-                level.pop(level.waiting.index(request))
-            elif request in level.delayed:
-                level.delayed.remove(request)
-            else:
-                continue
-            self._size -= 1
-            self._forget_empty(number)
-            return True
-        return False
+        """Takes it out, wherever it is. False: it is not here.
+
+        Its place stays until somebody passes it, or until half of the places are such: a client that leaves with
+        thousands of requests is not looked for thousands of times."""
+        level = request.slot
+        if not isinstance(level, _Level):
+            return False
+        request.slot = None
+        level.gone += 1
+        self._size -= 1
+        if level.gone * 2 > len(level.waiting) + len(level.delayed):
+            level.close_up()
+        self._forget_empty(level.number)
+        return True
 
     def expire(self, now_ns: int) -> int:
         """Moves all that have waited too long, to `rejected` or behind the others of their level: what is left may be a
@@ -161,18 +170,17 @@ class PriorityQueue:
         next_ns = 0
         for number in tuple(self._order):
             level = self._levels[number]
-            kept = [
-                (r, at_ns) for r, at_ns in zip(level.waiting, level.expiries, strict=True) if not 0 < at_ns < now_ns
-            ]
-            if len(kept) < len(level.waiting):
-                over = [r for r, at_ns in zip(level.waiting, level.expiries, strict=True) if 0 < at_ns < now_ns]
+            level.close_up()
+            over = [r for r, at_ns in zip(level.waiting, level.expiries, strict=True) if 0 < at_ns < now_ns]
+            if over:
+                level.keep(lambda expires_ns: not 0 < expires_ns < now_ns)
                 if level.policy.delays:
                     level.delayed.extend(over)
                 else:
+                    for request in over:
+                        request.slot = None
                     self.rejected += over
                     self._size -= len(over)
-                level.waiting = deque(r for r, _ in kept)
-                level.expiries = deque(at_ns for _, at_ns in kept)
             for at_ns in level.expiries:
                 if at_ns and (not next_ns or at_ns < next_ns):
                     next_ns = at_ns
@@ -191,18 +199,37 @@ class PriorityQueue:
 
 
 class _Level:
-    """One priority: `waiting` with the times they expire, and those that have expired and still may run."""
+    """One priority: `waiting` with the times they expire, and those that have expired and still may run.
 
-    __slots__ = ("delayed", "expiries", "policy", "waiting")
+    A request that waits here has the level as its `slot`; the place of one that was taken out is still held."""
 
-    def __init__(self, policy: QueuePolicy) -> None:
+    __slots__ = ("delayed", "expiries", "gone", "number", "policy", "waiting")
+
+    def __init__(self, number: int, policy: QueuePolicy) -> None:
+        self.number = number
         self.policy = policy
+        self.gone = 0  # places of requests that were taken out
         self.waiting: deque[InferenceRequest] = deque()
         self.expiries: deque[int] = deque()
         self.delayed: deque[InferenceRequest] = deque()
 
     def __len__(self) -> int:
-        return len(self.waiting) + len(self.delayed)
+        return len(self.waiting) + len(self.delayed) - self.gone
+
+    def close_up(self) -> None:
+        """Gives up the places of those that are gone."""
+        if self.gone:
+            places = [(r, at_ns) for r, at_ns in zip(self.waiting, self.expiries, strict=True) if r.slot is self]
+            self.waiting = deque(r for r, _ in places)
+            self.expiries = deque(at_ns for _, at_ns in places)
+            self.delayed = deque(r for r in self.delayed if r.slot is self)
+            self.gone = 0
+
+    def keep(self, wanted: Callable[[int], bool]) -> None:
+        """Only those whose time of expiry is wanted go on waiting."""
+        places = [(r, at_ns) for r, at_ns in zip(self.waiting, self.expiries, strict=True) if wanted(at_ns)]
+        self.waiting = deque(r for r, _ in places)
+        self.expiries = deque(at_ns for _, at_ns in places)
 
     def pop(self, at: int) -> InferenceRequest:
         request = self.waiting[at]
