@@ -34,7 +34,7 @@ def window_update(stream_id: int, increment: int) -> bytes:
 class OutStream:
     """One body on its way out."""
 
-    __slots__ = ("closed", "finished", "owner", "queue", "queued", "ready", "stream_id", "trailers", "window")
+    __slots__ = ("closed", "finished", "owner", "queue", "queued", "ready", "sent", "stream_id", "trailers", "window")
 
     def __init__(self, stream_id: int, window: int, owner: Any) -> None:
         self.stream_id = stream_id
@@ -42,6 +42,7 @@ class OutStream:
         self.owner = owner
         self.queue: deque[memoryview] = deque()
         self.queued = 0  # bytes in `queue`
+        self.sent = 0  # bytes that have left it
         self.finished = False  # nothing more will be queued
         self.trailers: Any = ()
         self.ready = False  # in the outbox's `_ready`
@@ -192,4 +193,5 @@ def _frame(stream: OutStream, room: int, out: list[Buffer]) -> int:
     out[at] = _pack_head(size >> 16, size & 0xFFFF, DATA, 0, stream.stream_id)
     stream.window -= size
     stream.queued -= size
+    stream.sent += size
     return size

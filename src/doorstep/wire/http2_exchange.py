@@ -94,7 +94,7 @@ class Http2Exchange(Exchange):
         self.lane_given = 0  # paced: consumed, but not yet given back to the stream's window
         self.arriving = 0  # bytes kept until the body is whole
         self.progress_ns = 0  # when the sweep last saw it get on; 0: not looked at yet
-        self.progress_mark = 0  # bytes waiting to be sent at that time
+        self.progress_mark = -1  # how much of its answer had been sent at that time
         self.touched = True
         self.unwanted = 0  # bytes of the body that came after the answer
         self.grpc_status = None

@@ -140,8 +140,8 @@ class Watch:
         limits = self._owner.context.limits
         out = exchange.out
         if out is not None and out.queued:
-            if out.queued != exchange.progress_mark:
-                exchange.progress_mark, exchange.progress_ns = out.queued, now_ns
+            if out.sent != exchange.progress_mark:
+                exchange.progress_mark, exchange.progress_ns = out.sent, now_ns
             elif now_ns - exchange.progress_ns > limits.write_timeout_s * _SECOND:
                 self._owner.context.counters.timeouts += 1
                 exchange.break_off()
