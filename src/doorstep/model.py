@@ -35,6 +35,7 @@ from doorstep.request import Batch, InferenceRequest
 from doorstep.scheduler.base import Resizable, Sequential
 from doorstep.scheduler.build import build_scheduler
 from doorstep.scheduler.cached import with_cache
+from doorstep.scheduler.ensemble_graph import with_step_labels
 from doorstep.services import NO_SERVICES, Services
 from doorstep.stats import ModelStatistics
 from doorstep.validation import Validator
@@ -288,6 +289,7 @@ def _load(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEventLo
         wants_first = metrics.histogram_latencies and config.decoupled
         stats.latencies = Latencies(quantiles, first_response_buckets(config.proto) if wants_first else ())
     if is_ensemble(config.proto):  # no backend, no instances: its steps' models have them
+        config = _on_loop(loop, partial(with_step_labels, config, options.services.model))
         stats.load_seconds = time.monotonic() - start
         return Model(config, spec.version, stats, [], loop, execution="", services=options.services)
     made: list[Model] = []
@@ -326,6 +328,15 @@ def _load(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEventLo
         )
     )
     return made[0]
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], ModelConfig]) -> ModelConfig:
+    """What `call` gives on the event loop, which knows the models that are served."""
+
+    async def run() -> ModelConfig:
+        return call()
+
+    return asyncio.run_coroutine_threadsafe(run(), loop).result()
 
 
 def _prepare(spec: VersionSpec, options: LoadOptions) -> tuple[ModelConfig, Process | None]:

@@ -60,6 +60,14 @@ TOTAL = """
                 responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("Y", self.totals[key])]))
             return responses
 """
+SAME = """
+    import triton_python_backend_utils as pb_utils
+
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", r.inputs()[0].as_numpy())]) for r in requests]
+"""
 TENSORS = 'input { name: "X" data_type: TYPE_INT32 dims: [ 2 ] } output { name: "Y" data_type: TYPE_INT32 dims: [ 2 ] }'
 ENDS = 'input { name: "IN" data_type: TYPE_INT32 dims: [ 2 ] } output { name: "OUT" data_type: TYPE_INT32 dims: [ 2 ] }'
 
@@ -75,6 +83,10 @@ def steps(*models: str, limit: int = 0) -> str:
     return f'platform: "ensemble" {ENDS} ensemble_scheduling {{ {text} max_inflight_requests: {limit} }}'
 
 
+def labelled(tensors: str, output: str) -> str:
+    return tensors.replace(f'name: "{output}"', f'name: "{output}" label_filename: "labels.txt"')
+
+
 OWN: dict[str, tuple[str, str | None]] = {
     "stream": (f'backend: "python" {TENSORS} model_transaction_policy {{ decoupled: true }}', STREAM),
     "total": (
@@ -85,7 +97,12 @@ OWN: dict[str, tuple[str, str | None]] = {
     "counted": (steps("stream", "e_add"), None),
     "limited": (steps("stream", "e_add", limit=2), None),
     "sums": (steps("e_add", "total"), None),
+    "named": (f'backend: "python" {labelled(TENSORS, "Y")}', SAME),
+    "scored": (steps("e_add", "named"), None),
+    "rescored": (steps("scored").replace('"X"', '"IN"').replace('"Y"', '"OUT"'), None),
+    "own": (labelled(steps("named"), "OUT"), None),
 }
+LABELS = {"named": "cat\ndog\n", "own": "Katze\nHund\n"}
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +112,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     for name, (config, code) in {**models, **OWN}.items():
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "config.pbtxt").write_text(config)
+        if name in LABELS:
+            (folder / name / "labels.txt").write_text(LABELS[name])
         if code is not None:
             (folder / name / "1" / "model.py").write_text(dedent(code).lstrip("\n"))
     options = ("--model-control-mode=explicit", *(f"--load-model={n}" for n in (*models, *OWN) if n != "e_broken"))
     with ServerProcess(folder, *options) as running:
+        running.models = folder  # type: ignore[attr-defined]
         yield running
 
 
@@ -112,13 +132,15 @@ def infer(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[Inf
     client = module.InferenceServerClient(server.grpc if request.param == "grpc" else f"127.0.0.1:{server.http_port}")
     binary = {} if request.param == "grpc" else {"binary_data": request.param == "http"}
 
-    def call(model: str, outputs: tuple[str, ...] = (), options: Any = None, **inputs: Any) -> dict[str, Any]:
+    def call(
+        model: str, outputs: tuple[str, ...] = (), options: Any = None, classes: int = 0, **inputs: Any
+    ) -> dict[str, Any]:
         sent = []
         for name, array in inputs.items():
             tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             tensor.set_data_from_numpy(array, **binary)
             sent.append(tensor)
-        asked = [module.InferRequestedOutput(name, **binary) for name in outputs] or None
+        asked = [module.InferRequestedOutput(name, class_count=classes, **binary) for name in outputs] or None
         result = client.infer(model, sent, outputs=asked, **(options or {}))
         response = result.get_response()
         listed = response["outputs"] if isinstance(response, dict) else response.outputs
@@ -268,3 +290,25 @@ def test_a_model_that_goes_takes_the_ensemble_with_it_and_brings_it_back(server:
         client.load_model("e_text")
         assert client.is_model_ready("texts")
     assert infer("texts", IN=np.array(["a"], object))["OUT"].tolist() == [b"A"]
+
+
+def test_an_output_has_the_labels_of_the_step_that_makes_it(infer: Infer, server: ServerProcess) -> None:
+    def classes(model: str) -> Any:
+        found = infer(model, ("OUT",), classes=2, IN=ints(1, 7))["OUT"].tolist()
+        return [text if isinstance(text, bytes) else text.encode() for text in found]  # text where it came as JSON
+
+    try:
+        assert classes("scored") == [b"8:1:dog", b"2:0:cat"]
+        assert classes("rescored") == [b"8:1:dog", b"2:0:cat"], "through an ensemble in an ensemble"
+        assert classes("own") == [b"7:1:Hund", b"1:0:Katze"], "its own labels win"
+        relabel(server, "chat\nchien\n")
+        assert classes("scored") == [b"8:1:chien", b"2:0:chat"]
+        assert classes("rescored") == [b"8:1:chien", b"2:0:chat"]
+    finally:
+        relabel(server, LABELS["named"])
+
+
+def relabel(server: ServerProcess, text: str) -> None:
+    (server.models / "named" / "labels.txt").write_text(text)  # type: ignore[attr-defined]
+    with httpclient.InferenceServerClient(server.http) as client:
+        client.load_model("named")

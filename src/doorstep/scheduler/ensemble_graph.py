@@ -7,11 +7,12 @@ asked for; a `Binding` is what the models of the steps, as they are served now, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from doorstep.backends.gather import to_backend
 from doorstep.config.model import ModelConfig, TensorSpec
+from doorstep.errors import DoorstepError
 from doorstep.types import Array
 
 Convert = Callable[[Array], Array]
@@ -58,7 +59,7 @@ class Graph:
             Step(
                 index,
                 step_model(step),
-                "" if step.model_version < 0 else str(step.model_version),
+                _step_version(step),
                 tuple((name, self._number(tensor)) for name, tensor in step.input_map.items()),
                 {name: self._number(tensor) for name, tensor in step.output_map.items()},
                 tuple({self._number(tensor): None for tensor in step.input_map.values()}),
@@ -170,6 +171,26 @@ class Binding:
 def step_model(step: Any) -> str:
     """The name under which the model of a step is served."""
     return f"{step.model_namespace}::{step.model_name}" if step.model_namespace else str(step.model_name)
+
+
+def _step_version(step: Any) -> str:
+    return "" if step.model_version < 0 else str(step.model_version)
+
+
+def with_step_labels(config: ModelConfig, find: Callable[[str, str], Any]) -> ModelConfig:
+    """Outputs without labels of their own have those of the step's output that they are, as in Triton
+    (model_lifecycle.cc). `find` as in `Graph.bind`; a model that is gone again lends none."""
+    outputs = dict(config.outputs)
+    for step in config.proto.ensemble_scheduling.step:
+        bare = {name: outputs[t] for name, t in step.output_map.items() if t in outputs and not outputs[t].labels}
+        if not bare:
+            continue
+        try:
+            made: Mapping[str, TensorSpec] = find(step_model(step), _step_version(step)).config.outputs
+        except DoorstepError:
+            continue
+        outputs.update({s.name: replace(s, labels=made[name].labels) for name, s in bare.items() if name in made})
+    return replace(config, outputs=outputs)
 
 
 def _reshaping(spec: TensorSpec) -> Convert | None:
