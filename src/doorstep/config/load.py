@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ def load_config(model_directory: Path, *, config_name: str = "", required: bool 
     name = model_directory.name
     where = shown_path(path, model_directory)
     try:
+        if not path.is_file() and path.exists():  # a pipe or a device may never end
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         text = path.read_bytes().decode()
     except FileNotFoundError as error:
         if not required:

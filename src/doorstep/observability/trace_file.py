@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -37,15 +38,19 @@ class TraceFile:
         """Raises OSError. The first write replaces what was there before the server started."""
         if self._descriptor < 0:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            _write_all(self._descriptor, f"[{text}]".encode())
+            try:
+                _write_all(self._descriptor, f"[{text}]".encode())
+            except OSError:  # the disk is full: the next one begins it again
+                self.close()
+                raise
             return
         end = os.lseek(self._descriptor, -1, os.SEEK_END)  # over the bracket
         try:
             _write_all(self._descriptor, f",{text}]".encode())
-        except OSError:  # the disk is full: as it was
-            os.ftruncate(self._descriptor, end)
-            os.lseek(self._descriptor, end, os.SEEK_SET)
-            _write_all(self._descriptor, b"]")
+        except OSError:  # the disk is full: as it was. Where nothing was written, the bracket is still there
+            os.ftruncate(self._descriptor, end + 1)
+            with suppress(OSError):
+                os.pwrite(self._descriptor, b"]", end)
             raise
 
     def write_indexed(self, text: str) -> None:

@@ -6,6 +6,7 @@ the entry-point group `doorstep.repository_agents`. Everything here blocks on th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -43,13 +44,25 @@ def check_sums(model_directory: Path, parameters: Mapping[str, str]) -> None:
         if algorithm.lower() != "md5":
             raise Unsupported(f"Unsupported checksum algorithm: {algorithm}")
         try:
-            with (model_directory / path.lstrip("/")).open("rb") as file:
+            with _own_file(model_directory, path).open("rb") as file:
                 got = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError):
+                error = OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             why = os.strerror(error.errno) if error.errno else str(error)
             raise InvalidArgument(f"failed to open text file for read {path}: {why}") from None
         if got != expected:
             raise InvalidArgument(f"Mismatched MD5 hash for file {path}, expect: {expected}, got: {got}")
+
+
+def _own_file(model_directory: Path, path: str) -> Path:
+    """A file in the model's folder: whoever may load a model need not learn what others hold. Raises OSError."""
+    file = model_directory / path.lstrip("/")
+    if not file.resolve().is_relative_to(model_directory.resolve()):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    if not file.is_file() and file.exists():  # a pipe or a device may never end
+        raise OSError(errno.EINVAL, "it is not a file")
+    return file
 
 
 def _find(name: str) -> Agent:
