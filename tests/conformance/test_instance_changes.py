@@ -180,3 +180,24 @@ def test_a_model_whose_instances_could_never_run_does_not_load(tmp_path: Path, o
         pass
     assert "failed to load 'm' version 1: Invalid argument: " in str(caught.value)
     assert text in str(caught.value)
+
+
+def test_an_instance_of_priority_three_has_a_third_of_the_turns(tmp_path: Path, protocol: str) -> None:
+    for name, priority in (("often", 1), ("seldom", 3)):
+        limits = f"rate_limiter {{ resources {{ name: 'R' count: 1 }} priority: {priority} }} kind: KIND_CPU"
+        save(tmp_path, name, f"max_batch_size: 1 {group(1, limits)}")
+    with ServerProcess(tmp_path, "--rate-limit=execution_count") as server:
+        often, seldom = (Gated(server, name, protocol, tmp_path) for name in ("often", "seldom"))
+        first = often.running()
+        futures = seldom.queued(*((value, {}) for value in range(3)))
+        futures += often.queued(*((value, {}) for value in range(3, 8)))
+        at_work, turns = often, ""
+        while len(turns) < len(futures):
+            at_work.release()
+            at_work = often if _runs(often, often, seldom) else seldom
+            at_work.seen()
+            turns += at_work.name[0]
+        at_work.release()
+        assert answers([first, *futures]) == [0, *range(0, 80, 10)]
+        assert turns[:7].count("s") == 2, f"two of seven, where both wait: {turns}"
+        often.close(), seldom.close()
