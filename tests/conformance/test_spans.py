@@ -46,6 +46,18 @@ class TritonPythonModel:
         return responses
 """
 
+CHAIN = """
+platform: "ensemble"
+input { name: "x" data_type: TYPE_FP32 dims: [-1, 4] }
+output { name: "y" data_type: TYPE_FP32 dims: [-1, 4] }
+ensemble_scheduling {
+  step { model_name: "ident" model_version: -1 input_map { key: "x" value: "x" } output_map { key: "y" value: "mid" } }
+  step {
+    model_name: "calling" model_version: -1 input_map { key: "x" value: "mid" } output_map { key: "y" value: "y" }
+  }
+}
+"""
+
 
 class Collector(http.server.ThreadingHTTPServer):
     """Takes OTLP, as a collector does, and keeps it by request. `status` is what it answers."""
@@ -116,6 +128,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         'backend: "python" input [ { name: "x" data_type: TYPE_FP32 dims: [-1, 4] } ]'
         ' output [ { name: "y" data_type: TYPE_FP32 dims: [-1, 4] } ]'
     )
+    (found / "chain" / "2").mkdir(parents=True)
+    (found / "chain" / "config.pbtxt").write_text(CHAIN)
     return found
 
 
@@ -140,11 +154,11 @@ def http_infer(server: ServerProcess, id: str = "", model: str = "ident", **head
         client.infer(model, [tensor], request_id=id, headers=headers)
 
 
-def grpc_infer(server: ServerProcess, id: str = "", **headers: str) -> None:
+def grpc_infer(server: ServerProcess, id: str = "", model: str = "ident", **headers: str) -> None:
     tensor = triton_grpc.InferInput("x", [1, 4], "FP32")
     tensor.set_data_from_numpy(np.zeros([1, 4], np.float32))
     with triton_grpc.InferenceServerClient(server.grpc) as client:
-        client.infer("ident", [tensor], request_id=id, headers=headers)
+        client.infer(model, [tensor], request_id=id, headers=headers)
 
 
 def events(span: Any) -> list[str]:
@@ -208,6 +222,42 @@ def test_the_context_goes_on_through_a_model_that_calls_another(models: Path, co
         "traceparent": f"00-{TRACE_ID}-{calling.span_id.hex()}-01",
         "tracestate": "vendor=1",
     }
+
+
+@pytest.mark.parametrize("infer", [http_infer, grpc_infer])
+def test_steps_of_an_ensemble_are_spans_in_its_span(models: Path, collector: Collector, infer: Any) -> None:
+    with ServerProcess(models, *options(collector.url, QUICK, "rate=0")) as server:
+        infer(server, "whole", "chain", traceparent=TRACEPARENT, tracestate="vendor=1")
+        spans = collector.spans(8)
+    assert {span.trace_id.hex() for span in spans} == {TRACE_ID}
+    by_id = {span.span_id: span for span in spans}
+
+    def path(span: Any) -> str:
+        above = by_id.get(span.parent_span_id)
+        return span.name if above is None else f"{path(above)}/{span.name}"
+
+    assert sorted(map(path, spans)) == sorted(
+        [
+            "InferRequest",
+            "InferRequest/chain",
+            "InferRequest/chain/ident",
+            "InferRequest/chain/ident/compute",
+            "InferRequest/chain/calling",
+            "InferRequest/chain/calling/compute",
+            "InferRequest/chain/calling/ident",
+            "InferRequest/chain/calling/ident/compute",
+        ]
+    )
+    [root] = [span for span in spans if span.name == "InferRequest"]
+    assert root.parent_span_id.hex() == SPAN_ID
+    for span in spans:
+        if span is not root:
+            above = by_id[span.parent_span_id]
+            assert above.start_time_unix_nano <= span.start_time_unix_nano
+            assert span.end_time_unix_nano <= above.end_time_unix_nano
+    whole, step = (next(s for s in spans if path(s).endswith(end)) for end in ("/chain", "/chain/ident"))
+    assert attributes(whole)["triton.request_id"] == "whole"
+    assert attributes(step)["triton.trace_parent_id"] == attributes(whole)["triton.trace_id"]
 
 
 def test_the_resource_says_which_service_it_is(models: Path, collector: Collector) -> None:

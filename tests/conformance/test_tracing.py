@@ -178,6 +178,14 @@ def refused(server: ServerProcess, model: str, body: Any) -> int:
         return answer.code
 
 
+def generate(server: ServerProcess, model: str, id: str = "", path: str = "generate") -> None:
+    body = json.dumps({"id": id, "x": VALUES}).encode()
+    request = urllib.request.Request(server.url(f"/v2/models/{model}/{path}"), data=body, method="POST")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        text = answer.read()
+    assert json.loads(text.removeprefix(b"data: "))["y"] == VALUES
+
+
 def names(entries: list[dict[str, Any]], id: int | None = None) -> list[str]:
     stamped = [entry for entry in entries if "timestamps" in entry and id in (None, entry["id"])]
     assert all(len(entry["timestamps"]) == 1 for entry in stamped)
@@ -210,6 +218,19 @@ def test_a_request_is_written_with_tritons_events_in_tritons_order(
     assert [ns[name] for name in in_time] == sorted(ns[name] for name in in_time)
     start, end = ("HTTP_RECV_START", "HTTP_SEND_END") if way == "http" else ("GRPC_WAITREAD_START", "GRPC_SEND_END")
     assert (ns[start], ns[end]) == (min(ns.values()), max(ns.values()))
+
+
+@pytest.mark.parametrize("path", ["generate", "generate_stream"])
+def test_a_generated_answer_is_written_as_any_other_over_http(server: Traced, path: str) -> None:
+    generate(server, "batched", "text-1", path)
+    entries = server.next()
+    assert sorted(names(entries)) == sorted(TRITON["http"])
+    [what] = described(entries)
+    assert what == {"id": what["id"], "model_name": "batched", "model_version": 3, "request_id": "text-1"}
+    ns = times(entries)
+    in_time = ["HTTP_RECV_START", "HTTP_RECV_END", "REQUEST_START", "QUEUE_START", *COMPUTE, "REQUEST_END"]
+    assert [ns[name] for name in in_time] == sorted(ns[name] for name in in_time)
+    assert ns["COMPUTE_END"] <= ns["HTTP_SEND_START"] <= ns["HTTP_SEND_END"] == max(ns.values())
 
 
 def test_ids_of_traces_differ_and_one_without_a_request_id_does_not_say_one(server: Traced) -> None:
