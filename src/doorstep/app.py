@@ -250,6 +250,7 @@ class App:
                 gates=gates,
                 http2=http2,
                 on_access=access_hook() if o.access_log else None,
+                keeps_spelling=bool(o.http_header_forward_pattern),
             )
             contexts.append(context)
             self.listeners.append(Listener(context, address))

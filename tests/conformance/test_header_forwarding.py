@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import queue
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
@@ -103,14 +102,11 @@ def _streams(client: Any) -> Ask:
 
 def _generates(server: ServerProcess) -> Ask:
     def ask(headers: Headers) -> dict[str, Any]:
-        body = json.dumps({"x": 1}).encode()
-        request = urllib.request.Request(server.url("/v2/models/m/generate"), body, headers=headers, method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-                found: dict[str, Any] = json.loads(json.load(answer)["y"])
-                return found
-        except urllib.error.HTTPError as error:
-            raise Refused(json.load(error)["error"]) from None
+        answer = requests.post(server.url("/v2/models/m/generate"), json={"x": 1}, headers=headers, timeout=SECONDS)
+        if answer.status_code != 200:
+            raise Refused(answer.json()["error"])
+        found: dict[str, Any] = json.loads(answer.json()["y"])
+        return found
 
     return ask
 
@@ -143,11 +139,9 @@ def test_what_a_request_says_itself_stays_beside_its_headers(server: ServerProce
     headers, parameters = {"my-one": "1"}, {"part": "own"}
     expected = {"my-one": "1", "part": "own"}
     if way == "generate":
-        request = urllib.request.Request(
-            server.url("/v2/models/m/generate"), json.dumps({"x": 1, **parameters}).encode(), headers=headers
-        )
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-            assert json.loads(json.load(answer)["y"]) == expected
+        url = server.url("/v2/models/m/generate")
+        answer = requests.post(url, json={"x": 1, **parameters}, headers=headers, timeout=SECONDS)
+        assert json.loads(answer.json()["y"]) == expected
         return
     module: Any = triton_http if way == "http" else triton_grpc
     with module.InferenceServerClient(server.grpc if way != "http" else server.http.removeprefix("http://")) as client:
@@ -177,3 +171,14 @@ def test_binary_metadata_comes_as_its_bytes_and_grpcs_own_does_not(ask: Ask, way
 @pytest.mark.parametrize("way", ["http", "generate"])
 def test_a_name_that_ends_in_bin_is_nothing_special_over_http(ask: Ask, way: str) -> None:
     assert ask({"my-text-bin": "w6k="}) == {"my-text-bin": "w6k="}
+
+
+def test_models_see_names_as_clients_spell_them(ask: Ask, way: str) -> None:
+    """As in a real Triton 2.51; HTTP/2 has no capitals."""
+    if way in ("grpc", "stream"):
+        assert ask({"my-one": "1"}) == {"my-one": "1"}
+        return
+    assert ask({"My-One": "1", "MY_TWO": "x", "mY-three": "3"}) == {"My-One": "1", "mY-three": "3"}
+    assert ask({"my-one": "1"}) == {"my-one": "1"}, "the next request of the same connection"
+    with pytest.raises(Refused, match="reserved for Triton usage"):
+        ask({"Timeout": "1"})

@@ -77,6 +77,7 @@ class ListenerContext:
         "gates",
         "held_bytes",
         "http2",
+        "keeps_spelling",
         "limits",
         "name",
         "now_ns",
@@ -93,12 +94,14 @@ class ListenerContext:
         gates: list[Gate] | None = None,
         on_access: AccessHook | None = None,
         http2: Http2Settings | None = None,
+        keeps_spelling: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.name = name  # "http", "grpc", "metrics"
         self.router = router
         self.limits = limits or WireLimits()
         self.http2 = http2 or Http2Settings()
+        self.keeps_spelling = keeps_spelling  # somebody wants to know how clients spell the names of headers
         self.gates: list[Gate] = gates if gates is not None else []  # in order; run before every endpoint, 404 and 405
         self.on_access = on_access
         self.clock = clock

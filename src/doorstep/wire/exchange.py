@@ -14,6 +14,16 @@ Buffer = bytes | bytearray | memoryview
 Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
 
 
+class SpelledHeaders(dict[bytes, bytes]):
+    """Headers by their names in lower case, that also know how names with capitals were spelled."""
+
+    __slots__ = ("spelled",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spelled: dict[bytes, bytes] = {}  # the name in lower case → as it was first sent
+
+
 class Exchange(ABC):
     """Touched only from the event loop."""
 

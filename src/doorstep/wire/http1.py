@@ -16,6 +16,7 @@ from doorstep.errors import InvalidArgument
 from doorstep.wire.answers import JSON, error_body, fail
 from doorstep.wire.compression import INLINE_BYTES, decompress
 from doorstep.wire.context import ListenerContext
+from doorstep.wire.exchange import SpelledHeaders
 from doorstep.wire.http1_exchange import CLOSE, Http1Exchange
 from doorstep.wire.http1_reader import SLICE_BYTES, RequestReader
 from doorstep.wire.http1_repeat import Repeat, repeatable
@@ -311,3 +312,19 @@ class Connection(RequestReader):
     def __repr__(self) -> str:
         doing = "answering" if self._current else "receiving" if self._receiving or self._in_head else "idle"
         return f"<http1.Connection {self.info.peer} {doing}>"
+
+
+class SpellingConnection(Connection):
+    """One whose requests also know how their headers' names were spelled."""
+
+    __slots__ = ()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._headers = SpelledHeaders()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        lower = name.lower()
+        if lower != name and type(self._headers) is SpelledHeaders:
+            self._headers.spelled.setdefault(lower, name)

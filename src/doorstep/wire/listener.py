@@ -107,7 +107,8 @@ class Greeting(asyncio.Protocol):
 
     def _hand_over_to_http1(self, data: bytes) -> None:
         self._context.connections.discard(self)
-        connection = http1.Connection(self._context, self._transport)
+        make = http1.SpellingConnection if self._context.keeps_spelling else http1.Connection
+        connection = make(self._context, self._transport)
         self._transport.set_protocol(connection)
         if data:
             connection.data_received(data)

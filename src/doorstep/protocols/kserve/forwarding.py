@@ -1,7 +1,8 @@
 """Which headers of a client become parameters of its requests: --http-header-forward-pattern and gRPC's. Pure.
 
-The pattern may match anywhere in a header's name (RE2's PartialMatch), whatever its case. Names are those of the wire,
-in lower case. Long names are never looked at, and a name seen before is not matched again.
+The pattern may match anywhere in a header's name (RE2's PartialMatch), whatever its case. Names are as the client
+spells them, and so models see them, as in Triton; over HTTP/2 that is in lower case. Long names are never looked at,
+and a name seen before is not matched again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from doorstep.config.header_pattern import compile_pattern
 from doorstep.errors import InvalidArgument
 from doorstep.request import InferenceRequest, Parameter
+from doorstep.wire.exchange import SpelledHeaders
 
 # server, common.h: kReservedParameterKeys
 RESERVED = frozenset(
@@ -40,14 +42,17 @@ class HeaderForwarding:
         """Adds the headers that match to the request's parameters. Raises InvalidArgument for reserved names."""
         known = self._known
         found: dict[str, Parameter] = {}
+        spelled = headers.spelled if type(headers) is SpelledHeaders else None
         for name, value in headers.items():
+            if spelled:
+                name = spelled.get(name, name)
             try:
                 key = known[name]
             except KeyError:
                 key = self._look(name)
             if key is None or (grpc and _GRPCS_OWN.fullmatch(key)):
                 continue
-            if key in RESERVED or key.startswith("triton_"):
+            if (lower := key.lower()) in RESERVED or lower.startswith("triton_"):
                 raise InvalidArgument(f"Header '{key}' is reserved for Triton usage and cannot be forwarded.")
             found[key] = _text(value, binary=grpc and key.endswith("-bin"))
         if found:
