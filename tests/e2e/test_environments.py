@@ -137,3 +137,15 @@ def test_a_backend_that_cannot_be_loaded_is_named(
     server.launch()
     assert server.wait() == 1
     assert reason in server.logs()
+
+
+def test_protobuf_without_c_answers_too(tmp_path: Path) -> None:
+    """Some packages turn protobuf to its implementation in Python, in the environment of all that comes after."""
+    save_adder(tmp_path / "add" / "1" / "model.onnx", 1)
+    slow = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+    with ServerProcess(tmp_path, env=slow) as server, grpcclient.InferenceServerClient(server.grpc) as client:
+        x = grpcclient.InferInput("x", [1, 1], "FP32")
+        x.set_data_from_numpy(np.array([[1]], np.float32))
+        assert client.infer("add", [x]).as_numpy("y").tolist() == [[2.0]]
+        assert client.get_model_config("add").config.name == "add"
+        assert client.get_inference_statistics("add").model_stats[0].inference_count == 1

@@ -32,6 +32,9 @@ RAW = b"\x32"  # ModelInferResponse.raw_output_contents = 6
 _ERROR = b"\x0a"  # ModelStreamInferResponse.error_message = 1
 STREAMED = b"\x12"  # ModelStreamInferResponse.infer_response = 2
 
+# By its full name: protobuf without C has no attribute for it.
+_OutputTensor = proto.message("inference.ModelInferResponse.InferOutputTensor")
+
 
 def encode_infer(response: InferenceResponse, wanted: Wanted, config: ModelConfig, extra: bytes = b"") -> Buffers:
     """A successful response as a ModelInferResponse. `extra` is more of the same message, already encoded."""
@@ -93,7 +96,7 @@ def _of_model(name: str, version: str) -> bytes:
 @lru_cache(maxsize=1024)
 def output(name: str, datatype: DataType, shape: tuple[int, ...]) -> bytes:
     """One output without its values."""
-    message = proto.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype.name, shape=shape)
+    message = _OutputTensor(name=name, datatype=datatype.name, shape=shape)
     made: bytes = message.SerializeToString()
     return _OUTPUT + varint(len(made)) + made
 
