@@ -82,7 +82,7 @@ class InferenceRequest:
         self.queued_ns = 0  # when a scheduler took it
         self.priority = 0  # 0: the model's default
         self.timeout_us = 0  # 0: the model's default
-        self.deadline_ns = 0  # 0: none; after it nobody waits for the answer (grpc-timeout)
+        self.deadline_ns = 0  # 0: none; after it nobody waits for the answer (grpc-timeout), and it need not run
         self.correlation_id: int | str = 0  # 0 and "": not part of a sequence
         self.sequence_start = False
         self.sequence_end = False

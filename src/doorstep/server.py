@@ -6,7 +6,8 @@ All methods are called on the event loop.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from doorstep._version import __version__
 from doorstep.client_memory import Regions
@@ -36,6 +37,23 @@ EXTENSIONS = (
 )
 
 
+class TraceControl(Protocol):
+    """Trace settings, as far as clients may see and change them."""
+
+    def update(self, model: str, changes: Mapping[str, Any]) -> None:
+        """`model` "": the setting of all. None as a change clears the field. Raises InvalidArgument."""
+
+    def describe(self, model: str) -> dict[str, list[str]]: ...
+
+
+class LogControl(Protocol):
+    """Log settings, likewise."""
+
+    def update(self, changes: Mapping[str, Any]) -> None: ...
+
+    def describe(self) -> dict[str, str | bool | int]: ...
+
+
 class InferenceServer:
     def __init__(
         self,
@@ -51,8 +69,8 @@ class InferenceServer:
         self.extensions = list(EXTENSIONS)
         self.repository = repository
         self._find = repository.find
-        self.trace_settings: Any = None  # observability.trace_settings.TraceSettings: what clients may see and change
-        self.log_settings: Any = None  # observability.log_settings.LogSettings, likewise
+        self.trace_settings: TraceControl | None = None
+        self.log_settings: LogControl | None = None
         self.tracer: Tracer | None = None  # while requests may be traced; fronts ask it about each
         self._strict_readiness = strict_readiness
         self._started = False  # the repository has loaded, or tried to load, what it should at start-up

@@ -167,6 +167,29 @@ def test_a_cancelled_request_is_answered_at_once_and_skipped(bench: Callable[...
     assert b.stats.failures[FailureReason.CANCELED] == 1
 
 
+@pytest.mark.parametrize("policy", [EIGHT, ALONE])
+def test_a_request_whose_deadline_has_passed_does_not_run(bench: Callable[..., Bench], policy: BatchPolicy) -> None:
+    b = bench(policy)
+    b.send("a", deadline_ns=2_000)
+    b.turn()
+    late, passing = b.send("b", deadline_ns=2_000)[1], b.send("c", deadline_ns=2_001)[1]
+    b.now = 2_000
+    b.workers[0].finish()
+    assert b.workers[0].batches == [["a"], ["c"]]
+    assert late.responses[0].error is not None
+    assert late.responses[0].error.code is ErrorCode.CANCELLED
+    later = b.send("d", deadline_ns=2_001)[1]
+    b.now = 2_001
+    b.workers[0].finish()
+    assert [len(inbox.responses) for inbox in (late, passing, later)] == [1, 1, 1]
+    assert b.workers[0].batches == [["a"], ["c"]], "nobody is left"
+    assert (b.scheduler.queued_count, b.scheduler.inflight_count, b.scheduler.busy_workers) == (0, 0, 0)
+    assert b.stats.failures[FailureReason.CANCELED] == 2
+    b.send("e", deadline_ns=2_002)
+    b.turn()
+    assert b.workers[0].batches[-1] == ["e"]
+
+
 def test_cancelling_a_running_request_answers_it_once_and_leaves_the_others(bench: Callable[..., Bench]) -> None:
     b = bench(EIGHT)
     request, inbox = b.send("a")

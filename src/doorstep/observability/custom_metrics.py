@@ -140,9 +140,6 @@ class CustomMetrics:
             if made.samples:
                 yield made
 
-    def counter_names(self) -> set[str]:
-        return {family.name for family in list(self._families.values()) if family.kind == "counter"}
-
 
 def _add_samples(made: Metric, family: Family, labels: dict[str, str], metric: CustomMetric) -> None:
     if family.kind != "histogram":

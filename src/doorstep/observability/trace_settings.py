@@ -16,8 +16,6 @@ from doorstep.observability.w3c import parse_context
 from doorstep.request import InferenceRequest
 from doorstep.trace import Front, Record, SpanContext, Trace, Tracer
 
-FIELDS = ("level", "rate", "count", "log_frequency")  # what may be changed
-
 
 @dataclass(frozen=True, slots=True)
 class Values:

@@ -51,7 +51,6 @@ class DynamicBatchScheduler:
     ) -> None:
         """`hold_until`: nothing runs, and no timeout expires, before so many requests wait; for tests of clients."""
         self.policy = policy
-        self._stats = stats
         self._loop = loop
         self._queue_policy = queue_policy
         self._key_of = key_of
@@ -202,10 +201,26 @@ class DynamicBatchScheduler:
         else:
             requests = [self._queue.popleft() for _ in range(count)]
         rows = 0
+        is_timed = False
         for request in requests:
             rows += request.rows
             request.slot = None
+            if request.deadline_ns:
+                is_timed = True
+        if is_timed:
+            requests = self._in_time(requests)
+            rows = sum(request.rows for request in requests)
+            if not requests:
+                return
         self._runner.run(self._idle.pop(), requests, rows)
+
+    def _in_time(self, requests: list[InferenceRequest]) -> list[InferenceRequest]:
+        """Without those whose clients wait no more: the sweep of deadlines, which comes every so often, is late."""
+        now = self._clock()
+        for request in requests:
+            if 0 < request.deadline_ns <= now:
+                self._runner.end_early(request, cancelled_error())
+        return [request for request in requests if not request.cancelled]
 
     def _put_back(self, request: InferenceRequest) -> None:
         """Its model wants to see it again."""

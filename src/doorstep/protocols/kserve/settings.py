@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from doorstep.errors import DoorstepError, Internal, InvalidArgument, Unavailable, Unsupported
 
@@ -22,23 +22,6 @@ _INT32 = (-(2**31), 2**31 - 1)
 _UINT32_MAX = 2**32 - 1
 _NUMBER = re.compile(r"\s*([+-]?\d+)")  # what C++ takes for one: digits, whatever follows them
 _LOG_SWITCHES = ("log_info", "log_warning", "log_error")
-
-
-class TraceControl(Protocol):
-    """Trace settings, as far as endpoints look at them."""
-
-    def update(self, model: str, changes: Mapping[str, Any]) -> None:
-        """`model` "": the setting of all. None as a change clears the field. Raises InvalidArgument."""
-
-    def describe(self, model: str) -> dict[str, list[str]]: ...
-
-
-class LogControl(Protocol):
-    """Log settings, as far as endpoints look at them."""
-
-    def update(self, changes: Mapping[str, Any]) -> None: ...
-
-    def describe(self) -> dict[str, str | bool | int]: ...
 
 
 def check_model(server: InferenceServer, name: str) -> None:
