@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from doorstep.errors import Cancelled, DoorstepError
+from doorstep.stats import ComputeTally
 from doorstep.types import Tensor
 
 Parameter = bool | int | float | str
@@ -93,7 +94,7 @@ class InferenceRequest:
         self.stalled = False
         self.on_room: Callable[[InferenceRequest], None] | None = None
         self.slot: Any = None  # the scheduler's note: the place of its sequence, its level in the queue
-        self.tally: Any = None  # a stats.ComputeTally of the ensemble it is a step of, which counts what it cost
+        self.tally: ComputeTally | None = None  # of the ensemble it is a step of: counts what it cost
         self.trace: Any = None  # a trace.Trace while somebody wants to know what became of it
 
     def cancel(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from doorstep.cache.base import ResponseCache
 from doorstep.config.host_policy import HostPolicy
 from doorstep.config.model import ModelConfig
 from doorstep.request import InferenceRequest
@@ -45,7 +46,7 @@ class Services:
     # Called on the loop; what one raises goes back to the asker.
     handlers: dict[str, Handler] = field(default_factory=dict)
     own_handlers: Callable[[str], OwnHandlers] = _no_handlers  # more of them, for each model loaded: its metrics
-    cache: Any = None  # cache.ResponseCache, with --cache-config
+    cache: ResponseCache | None = None  # with --cache-config
     limiter: Any = None  # scheduler.rate_limiter.RateLimiter, with --rate-limit
     host_policies: Mapping[str, HostPolicy] = field(default_factory=dict)  # --host-policy, by name
 

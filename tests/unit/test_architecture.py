@@ -10,14 +10,15 @@ ROOT = Path(__file__).parents[2] / "src" / "doorstep"
 TIERS = {
     "_version": 0, "errors": 0, "types": 0, "stats": 0, "latencies": 1, "memory": 0, "proto": 0,
     "request": 1, "trace": 1, "client_memory": 1, "config": 1, "wire": 1,
-    "backends": 2, "repository": 2, "services": 2,
-    "workers": 3, "cache": 3,
-    "scheduler": 4,
-    "validation": 5, "instances": 5, "model": 5,
-    "server": 6,
-    "protocols": 7, "observability": 7, "security": 7, "model_control": 7,
-    "app": 8,
-    "cli": 9, "demo": 9, "client": 9, "testing": 9,
+    "backends": 2, "repository": 2, "cache": 2,
+    "services": 3,
+    "workers": 4,
+    "scheduler": 5,
+    "validation": 6, "instances": 6, "model": 6,
+    "server": 7,
+    "protocols": 8, "observability": 8, "security": 8, "model_control": 8,
+    "app": 9,
+    "cli": 10, "demo": 10, "client": 10, "testing": 10,
 }  # fmt: skip
 
 # Files that everyone imports, and pairs of one tier of which one is the other's foundation.

@@ -6,15 +6,16 @@ Those per model, which today's Triton has, are in model_metrics.py.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily, Metric
+
+from doorstep.cache.base import ResponseCache
 
 CacheReading = dict[str, tuple[str, float]]
 
 
-def cache_reading(cache: Any) -> CacheReading:
-    """Name → (what it says, value). `cache` is a cache.ResponseCache, or None. Only on the event loop."""
+def cache_reading(cache: ResponseCache | None) -> CacheReading:
+    """Name → (what it says, value). Only on the event loop."""
     if cache is None:
         return {}
     n = cache.numbers

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from doorstep.cache.base import ResponseCache
 from doorstep.observability.cache_metrics import CacheReading, cache_families, cache_reading
 from doorstep.observability.custom_metrics import CustomMetrics
 from doorstep.observability.machine_metrics import CpuAndMemory, LoopLag, build_family, process_families
@@ -50,7 +50,7 @@ class MetricsEndpoint:
         index: Callable[[], Iterable[IndexEntry]],
         *,
         custom: CustomMetrics | None = None,
-        cache: Callable[[], Any] = lambda: None,
+        cache: Callable[[], ResponseCache | None] = lambda: None,
         counter_latencies: bool = True,
         cpu: bool = True,
     ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -19,9 +19,11 @@ from prometheus_client.core import (
 )
 
 from doorstep.config.metrics_options import FIRST_RESPONSE
+from doorstep.config.model import ModelConfig
 from doorstep.errors import FailureReason
 from doorstep.latencies import Latencies, Quantiles
 from doorstep.repository.base import IndexEntry, ModelState
+from doorstep.scheduler.base import Scheduler
 from doorstep.stats import BATCH_SIZE_BUCKETS, DURATION_BUCKETS_S, Histogram, ModelStatistics
 
 
@@ -30,8 +32,8 @@ class MeasuredModel(Protocol):
 
     name: str
     version: str
-    config: Any  # .proto.metric_tags
-    scheduler: Any  # .queued_count
+    config: ModelConfig
+    scheduler: Scheduler
     stats: ModelStatistics
 
     @property
