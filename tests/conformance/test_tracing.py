@@ -21,7 +21,7 @@ import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
 from doorstep.testing.onnx_models import save_identity
-from doorstep.testing.server import ServerProcess
+from doorstep.testing.server import ServerProcess, free_ports
 
 pytestmark = pytest.mark.xdist_group("tracing")
 
@@ -110,11 +110,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Traced(ServerProcess):
     """A server that traces every request, each into a file of its own."""
 
-    def __init__(self, models: Path, file: Path, *options: str, level: str = "TIMESTAMPS") -> None:
+    def __init__(
+        self, models: Path, file: Path, *options: str, level: str = "TIMESTAMPS", env: dict[str, str] | None = None
+    ) -> None:
         levels = [f"--trace-config=level={one}" for one in level.split("+")]
         super().__init__(
             models, *levels, "--trace-config=rate=1", f"--trace-config=triton,file={file}",
-            "--trace-config=triton,log-frequency=1", *options,
+            "--trace-config=triton,log-frequency=1", *options, env=env,
         )  # fmt: skip
         self.file = file
         self.taken = 0
@@ -231,6 +233,26 @@ def test_a_generated_answer_is_written_as_any_other_over_http(server: Traced, pa
     in_time = ["HTTP_RECV_START", "HTTP_RECV_END", "REQUEST_START", "QUEUE_START", *COMPUTE, "REQUEST_END"]
     assert [ns[name] for name in in_time] == sorted(ns[name] for name in in_time)
     assert ns["COMPUTE_END"] <= ns["HTTP_SEND_START"] <= ns["HTTP_SEND_END"] == max(ns.values())
+
+
+@pytest.mark.parametrize("front", ["sagemaker", "vertex-ai"])
+def test_what_comes_by_a_cloud_front_is_written_as_any_other_over_http(
+    models: Path, tmp_path: Path, front: str
+) -> None:
+    (port,) = free_ports(1)
+    env = {"SAGEMAKER_TRITON_DEFAULT_MODEL_NAME": "ident", "AIP_PREDICT_ROUTE": "/predict", "AIP_HEALTH_ROUTE": "/ok"}
+    more = (f"--allow-{front}=true", f"--{front}-port={port}", "--vertex-ai-default-model=ident")
+    with Traced(models, tmp_path / "trace.json", *more, env=env) as server:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": VALUES}
+        path = "/invocations" if front == "sagemaker" else "/predict"
+        body = json.dumps({"id": "cloudy", "inputs": [tensor]}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=body, method="POST")
+        request.add_header("content-type", "application/json")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["outputs"][0]["data"] == VALUES
+        entries = server.next()
+    assert names(entries) == TRITON["http"]
+    assert described(entries)[0]["request_id"] == "cloudy"
 
 
 def test_ids_of_traces_differ_and_one_without_a_request_id_does_not_say_one(server: Traced) -> None:
