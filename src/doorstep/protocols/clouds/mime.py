@@ -1,8 +1,8 @@
 """Inference where the vendor lets no header through but Content-Type: that says how long the JSON is. Knows no path.
 
 `<MIME>;json-header-size=N` stands for the V2 protocol's Inference-Header-Content-Length, in requests and, with
-SageMaker, in responses. Nothing is compressed, and an Inference-Header-Content-Length that did come through means nothing
-(server, sagemaker_server.cc, vertex_ai_server.h).
+SageMaker, in responses. Nothing is compressed, and an Inference-Header-Content-Length that did come through means
+nothing (server, sagemaker_server.cc, vertex_ai_server.h).
 """
 
 from __future__ import annotations
