@@ -208,7 +208,9 @@ def test_labels_come_with_the_output_they_belong_to(tmp_path: Path) -> None:
 
 def test_the_model_is_not_read_when_what_was_written_is_wrong(tmp_path: Path) -> None:
     directory = model(tmp_path, "m", "1/model.onnx")
-    (directory / "config.pbtxt").write_text('name: "other"\nmax_batch_size: -1\nsequence_batching { control_input { } }\n')
+    (directory / "config.pbtxt").write_text(
+        'name: "other"\nmax_batch_size: -1\nsequence_batching { control_input { } }\n'
+    )
     written = parse_text_config((directory / "config.pbtxt").read_text(), name="m")
 
     def complete(_: Any) -> None:
