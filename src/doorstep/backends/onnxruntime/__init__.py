@@ -66,7 +66,7 @@ class OnnxBackend(Backend):
         path = version_directory / (proto.default_model_filename or self.default_filename)
         if path.is_dir():  # weights in files of their own, beside model.onnx
             path = path / self.default_filename
-        if not path.exists():
+        if not path.is_file():  # a pipe would never end
             there = ", ".join(sorted(p.name for p in version_directory.iterdir())) or "nothing"
             raise ConfigError(
                 proto.name,
