@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -266,51 +265,3 @@ def test_an_unloaded_instance_refuses(tmp_path: Path) -> None:
     instance.unload()
     with pytest.raises(BackendError, match="unloaded"):
         run(instance, {"x": np.ones((1, 4), np.float32)})
-
-
-# Operators of other libraries
-
-
-def save_upper(folder: Path) -> Any:
-    """Upper case, by an operator that onnxruntime does not have; gives the config that names its library."""
-    graph = helper.make_graph(
-        [helper.make_node("StringUpper", ["x"], ["y"], domain="ai.onnx.contrib")],
-        "upper",
-        [helper.make_tensor_value_info("x", TensorProto.STRING, ["N", 1])],
-        [helper.make_tensor_value_info("y", TensorProto.STRING, ["N", 1])],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.contrib", 1)]
-    folder.mkdir(parents=True)
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(folder / "model.onnx"))
-    return proto.ModelConfig(model_operations={"op_library_filename": ["operators.so"]})
-
-
-def library_of_operators() -> Path:
-    """onnxruntime_extensions' own. Its package is not imported: it turns protobuf to another implementation, for the
-    whole process and all that it starts."""
-    spec = importlib.util.find_spec("onnxruntime_extensions")
-    assert spec is not None
-    [folder] = spec.submodule_search_locations or []
-    [library] = Path(folder).glob("_extensions_pydll*.so")
-    return library
-
-
-@pytest.mark.parametrize("beside", ["version", "model"])
-def test_a_library_of_operators_beside_the_model_is_used(tmp_path: Path, beside: str) -> None:
-    config = save_upper(tmp_path / "1")
-    library = library_of_operators()
-    (tmp_path / "1" if beside == "version" else tmp_path).joinpath("operators.so").symlink_to(library)
-    words = np.array([[b"near"], [b"far"]], np.object_)
-    [result] = run(load(tmp_path / "1", config), {"x": words})
-    assert result["y"].array.tolist() == [[b"NEAR"], [b"FAR"]]
-
-
-def test_a_library_that_is_missing_or_none_is_named(tmp_path: Path) -> None:
-    config = save_upper(tmp_path / "1")
-    with pytest.raises(
-        ConfigError, match=r"model_operations.op_library_filename\[0\].*there is no file 'operators.so'"
-    ):
-        load(tmp_path / "1", config)
-    (tmp_path / "operators.so").write_bytes(b"not ELF")
-    with pytest.raises(ConfigError, match=r"'operators\.so' is no library of onnxruntime operators"):
-        load(tmp_path / "1", config)
