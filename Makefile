@@ -18,7 +18,7 @@ serve: $(VENV)/.serve
 	@exec $(BIN)/doorstep serve $(DEMO)
 
 test: $(VENV)/.dev
-	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,8 +215,9 @@ def endpoint(models: Path, gate: Path) -> Iterator[Victim]:
         "--allow-sagemaker=true",
         f"--sagemaker-port={port}",
     )
-    with Victim(models, *options, env={"GATE": str(gate)}) as server:
+    with Victim(models, *options, env={"GATE": str(gate), "TMPDIR": str(gate.parent)}) as server:
         server.sagemaker = port  # type: ignore[attr-defined]
+        server.temporary = gate.parent  # type: ignore[attr-defined]
         yield server
         server.assert_sound()
 
@@ -244,13 +244,14 @@ def call(server: Any, method: str, path: str, body: Any = None, headers: Any = N
     return answer.status, text
 
 
-def places() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("doorstep-sagemaker-")}
+def places(server: Any) -> set[str]:
+    """What the server keeps in its own folder for temporary files."""
+    return {name for name in os.listdir(server.temporary) if name.startswith("doorstep-sagemaker-")}
 
 
 def test_a_model_that_is_loading_is_not_unloaded_and_no_model_twice(endpoint: Any, archive: Path, gate: Path) -> None:
     save_python(archive / "model", "slow", SLOW, TEXTS)
-    before = places()
+    before = places(endpoint)
     with attacked(endpoint):
         answers: list[tuple[int, bytes]] = []
         load = {"model_name": "h", "url": f"{archive}/model"}
@@ -271,7 +272,7 @@ def test_a_model_that_is_loading_is_not_unloaded_and_no_model_twice(endpoint: An
         call(endpoint, "DELETE", "/models/h")
         assert call(endpoint, "GET", "/models") == (200, b'{"models":[]}')
         endpoint.wait_for(lambda: not endpoint.workers, "its process has ended")
-    assert places() == before
+    assert places(endpoint) == before
 
 
 def test_an_error_says_nothing_of_where_the_model_is(endpoint: Any, archive: Path) -> None:
@@ -299,7 +300,7 @@ def test_an_error_says_nothing_of_where_the_model_is(endpoint: Any, archive: Pat
 )
 def test_names_no_folder_can_have(endpoint: Any, archive: Path, name: str, target: str | None) -> None:
     save_adder(archive / "model" / "inner" / "1" / "model.onnx", 5.0)
-    before = places()
+    before = places(endpoint)
     with attacked(endpoint):
         headers = {} if target is None else {"X-Amzn-SageMaker-Target-Model": target}
         status, text = call(endpoint, "POST", "/models", {"model_name": name, "url": f"{archive}/model"}, headers)
@@ -309,11 +310,11 @@ def test_names_no_folder_can_have(endpoint: Any, archive: Path, name: str, targe
         else:
             assert status == 400, text
         assert call(endpoint, "GET", "/models") == (200, b'{"models":[]}')
-    assert places() == before
+    assert places(endpoint) == before
 
 
 def test_a_config_that_is_no_text_and_one_that_never_ends(endpoint: Any, archive: Path) -> None:
-    before = places()
+    before = places(endpoint)
     load = {"model_name": "h", "url": f"{archive}/model"}
     inner = archive / "model" / "inner"
     save_adder(inner / "1" / "model.onnx", 5.0)
@@ -332,7 +333,7 @@ def test_a_config_that_is_no_text_and_one_that_never_ends(endpoint: Any, archive
         os.symlink(inner / "config.pbtxt", inner / "config.pbtxt")
         assert call(endpoint, "POST", "/models", load)[0] == 400
         assert call(endpoint, "GET", "/models") == (200, b'{"models":[]}')
-    assert places() == before
+    assert places(endpoint) == before
 
 
 def test_nobody_unloads_the_models_of_others(endpoint: Any, archive: Path) -> None:

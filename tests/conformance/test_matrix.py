@@ -109,11 +109,16 @@ def save_copy(models: Path, name: str, run: str, batching: str, datatypes: tuple
     elif run == "triton":
         (version / "model.py").write_text(
             "import triton_python_backend_utils as pb_utils\n\n"
+            "def renamed(t):\n"
+            "    name = 'y' + t.name()[1:]\n"
+            "    if t.triton_dtype() == 14:  # numpy has no bfloat16\n"
+            "        return pb_utils.Tensor.from_dlpack(name, t.to_dlpack())\n"
+            "    return pb_utils.Tensor(name, t.as_numpy())\n\n"
             "class TritonPythonModel:\n"
             "    def execute(self, requests):\n"
             "        return [\n"
             "            pb_utils.InferenceResponse([\n"
-            "                pb_utils.Tensor('y' + t.name()[1:], t.as_numpy())\n"
+            "                renamed(t)\n"
             "                for t in request.inputs()\n"
             "                if 'y' + t.name()[1:] in request.requested_output_names()\n"
             "            ])\n"
