@@ -323,6 +323,7 @@ class Model(doorstep.Model):
         del out
         while len(link._inputs) or len(link._outputs):
             assert served(x=np.zeros(4, np.float32))["output"].tolist() == [1] * 4
+        served(x=np.zeros(4, np.float32))  # answered after the process has heard which segments are no more
         maps = Path(f"/proc/{served.worker.pid}/maps").read_text()
         assert "doorstep-inputs" not in maps
         assert "doorstep-outputs" not in maps
