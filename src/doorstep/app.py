@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from doorstep.cache import make_cache
 from doorstep.client_memory import Regions
@@ -35,8 +35,6 @@ from doorstep.observability.log_settings import LogSettings, current_handler
 from doorstep.observability.metrics import MetricsEndpoint
 from doorstep.observability.tracing import Tracing
 from doorstep.protocols import grpc_health, grpc_reflection, kserve
-from doorstep.protocols.clouds.sagemaker import SageMakerFront
-from doorstep.protocols.clouds.vertex_ai import VertexAiFront
 from doorstep.protocols.kserve.categories import category_of
 from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.repository.base import VersionSpec
@@ -56,6 +54,9 @@ from doorstep.wire.limits import WireLimits
 from doorstep.wire.listener import Address, Listener, share
 from doorstep.wire.router import Router
 from doorstep.wire.tls import TlsOptions
+
+if TYPE_CHECKING:
+    from doorstep.protocols.clouds.vertex_ai import VertexAiFront
 
 logger = logging.getLogger("doorstep")
 
@@ -260,9 +261,14 @@ class App:
     ) -> None:
         """A cloud vendor's routes, on a listener of their own."""
         clouds = self.options.clouds
+        # Imported here, as most servers have neither.
         if name == "sagemaker":
+            from doorstep.protocols.clouds.sagemaker import SageMakerFront
+
             SageMakerFront(self.server, limits, clouds).register(router)
             return
+        from doorstep.protocols.clouds.vertex_ai import VertexAiFront
+
         front = self._vertex_ai = VertexAiFront(self.server, limits, gates, self.options.vertex_ai_default_model)
         front.register(router, clouds.predict_route, clouds.health_route, metrics.register if metrics else None)
 

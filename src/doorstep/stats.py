@@ -202,25 +202,6 @@ class ModelStatistics:
         if self.latencies is not None:
             self.latencies.record_successes(waits, input_ns, infer_ns, output_ns)
 
-    def record_one(
-        self, rows: int, total_ns: int, queued_ns: int, input_ns: int, infer_ns: int, output_ns: int
-    ) -> None:
-        """One request that was an execution of its own, as an ensemble's are: both of the above at once."""
-        self.record_batch(rows, input_ns, infer_ns, output_ns)
-        self.success_count += 1
-        self.success_ns += total_ns
-        self.queue_ns += queued_ns
-        self.compute_count += 1
-        self.compute_input_ns += input_ns
-        self.compute_infer_ns += infer_ns
-        self.compute_output_ns += output_ns
-        bounds = _DURATION_BUCKETS_NS
-        for histogram, took_ns in ((self.time_request_ns, total_ns), (self.time_queue_ns, queued_ns)):
-            histogram.counts[bisect_left(bounds, took_ns)] += 1
-            histogram.total += took_ns
-        if self.latencies is not None:
-            self.latencies.record_successes([(total_ns, queued_ns)], input_ns, infer_ns, output_ns)
-
     def response(self, index: int) -> ResponseStatistics:
         """The numbers of all `index`-th responses."""
         found = self.responses.get(index)

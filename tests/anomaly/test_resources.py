@@ -138,6 +138,8 @@ def test_a_server_out_of_descriptors_serves_those_it_has_and_recovers(models: Pa
             neighbour.assert_served()
             for client in held:
                 client.close()
+            # Until it has seen that they left it is still full, and turns away who comes.
+            server.wait_for(lambda: psutil.Process(server.pid).num_fds() < limit - 10, "descriptors again")
             assert server.infer("add", row(1))[0] == 200
         server.assert_unharmed(before)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from doorstep.config.trace_options import OPENTELEMETRY, TraceOptions
-from doorstep.observability.otlp_export import SpanExporter
 from doorstep.observability.trace_file import TraceFileWriter
 from doorstep.observability.trace_settings import TraceSettings
 from doorstep.trace import Tracer
+
+if TYPE_CHECKING:
+    from doorstep.observability.otlp_export import SpanExporter
 
 
 class Tracing:
@@ -18,6 +21,8 @@ class Tracing:
         """See TraceSettings for `on_change`. Raises InvalidArgument."""
         self._sink: TraceFileWriter | SpanExporter
         if options.mode == OPENTELEMETRY:
+            from doorstep.observability.otlp_export import SpanExporter  # and an HTTP client with it
+
             self._sink = SpanExporter(options.exporter)
         else:
             self._sink = TraceFileWriter()

@@ -426,14 +426,9 @@ class EnsembleRun:
             stats.record_failure(total_ns, reason)
             return
         rows = request.rows if self._owner.batches else 1
-        stats.record_one(
-            max(rows, 1),
-            total_ns,
-            self._start_ns - request.queued_ns,
-            tally.input_ns,
-            tally.infer_ns,
-            tally.output_ns,
-        )
+        stats.record_batch(max(rows, 1), tally.input_ns, tally.infer_ns, tally.output_ns)
+        waited = [(total_ns, self._start_ns - request.queued_ns)]
+        stats.record_successes(waited, tally.input_ns, tally.infer_ns, tally.output_ns)
         if request.tally is not None:
             request.tally.add(tally.input_ns, tally.infer_ns, tally.output_ns)
 

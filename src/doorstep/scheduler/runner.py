@@ -163,10 +163,6 @@ class Runner:
         input_ns = max(batch.input_end_ns - start_ns, 0)
         output_ns = max(end_ns - batch.output_start_ns, 0) if batch.output_start_ns else 0
         infer_ns = max(end_ns - start_ns - input_ns - output_ns, 0)
-        if len(waits) == 1 and len(batch.requests) == 1:
-            total_ns, queued_ns = waits[0]
-            self.stats.record_one(batch.rows, total_ns, queued_ns, input_ns, infer_ns, output_ns)
-            return
         self.stats.record_batch(batch.rows, input_ns, infer_ns, output_ns, batch.padding)
         if waits:
             self.stats.record_successes(waits, input_ns, infer_ns, output_ns)

@@ -12,10 +12,11 @@ from doorstep.backends.base import CallResponses, ModelCall
 from doorstep.errors import BackendError, DoorstepError, Unavailable
 from doorstep.request import InferenceRequest
 from doorstep.workers.child_request import SEQUENCE_END, SEQUENCE_START, WorkerRequest
-from doorstep.workers.child_side import ChildSide, memory_of
+from doorstep.workers.child_side import ChildSide
 from doorstep.workers.frames import WINDOW_BYTES, Kind, Layout
 from doorstep.workers.outcome import described, read_error, read_result
 from doorstep.workers.responses import Responses
+from doorstep.workers.shared_memory import memory_of
 
 
 class _Question:
@@ -121,7 +122,7 @@ class ChildServer:
         responses = self._calls.get(number)
         outputs: Any = None
         if what is not None:
-            outputs = read_result(what, memory_of(self._side, segment, data))
+            outputs = read_result(what, memory_of(self._side.inputs, segment, data))
         if final:
             self._calls.pop(number, None)
             self._unread.pop(number, None)

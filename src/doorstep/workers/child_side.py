@@ -20,7 +20,7 @@ from doorstep.request import InferenceRequest, Outputs
 from doorstep.types import Tensor
 from doorstep.workers.channel import Channel
 from doorstep.workers.child_request import WorkerRequest
-from doorstep.workers.frames import INLINE_BYTES, RESPONSE_BYTES, WINDOW_BYTES, Kind, Layout, ProtocolError, raw_frame
+from doorstep.workers.frames import INLINE_BYTES, RESPONSE_BYTES, WINDOW_BYTES, Kind, Layout, raw_frame
 from doorstep.workers.outcome import described, error_meta
 from doorstep.workers.shared_memory import UNUSED_SECONDS, Reader, Segment, Writer
 
@@ -286,13 +286,3 @@ class ChildSide:
             self._channel.send(Kind.FORGET, ids)
         if released := self.inputs.released():
             self._channel.send(Kind.RELEASE, released)
-
-
-def memory_of(side: ChildSide, segment: int, data: bytearray) -> Any:
-    """Where the tensors of a frame are. Raises ProtocolError."""
-    if segment < 0:
-        return data
-    try:
-        return side.inputs.open(segment)
-    except KeyError:
-        raise ProtocolError(f"tensors in segment {segment}, which is not there") from None

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from doorstep.types import Array
+from doorstep.workers.frames import ProtocolError
 
 SMALLEST_BYTES = 64 * 1024
 UNUSED_SECONDS = 10.0  # after which a segment's memory goes back to the system
@@ -172,3 +173,13 @@ class Reader:
 
     def __len__(self) -> int:
         return len(self._all)
+
+
+def memory_of(reader: Reader, segment: int, data: bytearray) -> Any:
+    """Where the tensors of a frame are: in its own data, or in a segment. Raises ProtocolError."""
+    if segment < 0:
+        return data
+    try:
+        return reader.open(segment)
+    except KeyError:
+        raise ProtocolError(f"tensors in segment {segment}, which is not there") from None

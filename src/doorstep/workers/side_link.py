@@ -12,11 +12,10 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from doorstep.workers.frames import INLINE_BYTES, FrameBuffer, Kind, Layout, ProtocolError, frame
-from doorstep.workers.shared_memory import UNUSED_SECONDS, Reader, Segment, Writer, make_memory, segment_size
+from doorstep.workers.shared_memory import UNUSED_SECONDS, Reader, Segment, Writer, make_memory, memory_of, segment_size
 
 LARGEST_SEGMENT = 16 * 1024**3
 OnFrame = Callable[[int, Any, bytearray], None]
@@ -176,12 +175,7 @@ class SideLink:
 
     def memory(self, segment: int, data: bytearray) -> Any:
         """Where the tensors of a frame are. Raises ProtocolError."""
-        if segment < 0:
-            return data
-        try:
-            return self._outputs.open(segment)
-        except KeyError:
-            raise ProtocolError(f"tensors in segment {segment}, which is not there") from None
+        return memory_of(self._outputs, segment, data)
 
     def _give_segment(self, meta: Any) -> None:
         try:
@@ -230,9 +224,3 @@ class SideLink:
             self._write(frame(Kind.RELEASE, released))
         if not self.closed and (len(self._inputs) or len(self._outputs)):
             self._trim_timer = self._loop.call_later(UNUSED_SECONDS / 2, self._trim)
-
-
-def quietly_close(link: SideLink, loop: asyncio.AbstractEventLoop) -> None:
-    """From any thread; the loop may be closed."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(link.close)

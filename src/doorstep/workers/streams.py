@@ -194,7 +194,7 @@ class Streams:
         if type(number) is not int or type(cost) is not int or cost < 0:
             raise ValueError(meta)
         # Even if nobody waits for it: a segment that is opened is released in the end.
-        memory = data if segment < 0 else self._link.memory(segment, data)
+        memory = self._link.memory(segment, data)
         outputs: Any = None
         if type(what) is list:
             outputs = read_tensors(what, memory, base if segment < 0 else 0)

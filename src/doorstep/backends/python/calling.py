@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from doorstep.backends.base import CallResponses, ModelCall, ServerAccess
+from doorstep.backends.python import coroutines
 from doorstep.backends.python.api import current
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument
 from doorstep.request import InferenceRequest, Outputs, Parameter
@@ -90,22 +91,8 @@ class Answers(Iterator[Answer], AsyncIterator[Answer]):
             self._responses.cancel()
 
     async def _ready(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def set_ready() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        def tell() -> None:
-            try:
-                loop.call_soon_threadsafe(set_ready)
-            except RuntimeError:  # the loop is closed: nobody waits
-                self.cancel()
-
-        self._responses.notify(tell)
         try:
-            await ready
+            await coroutines.until_ready(self._responses, self.cancel)
         except asyncio.CancelledError:
             self.cancel()
             raise

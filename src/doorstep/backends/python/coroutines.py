@@ -1,6 +1,6 @@
-"""Runs coroutines of model code on an event loop in a thread of its own, made when the first one comes.
-
-The loop keeps running between batches, so that a model's clients and background tasks stay alive. Knows no model."""
+"""Coroutines of model code: run on an event loop in a thread of its own, made when the first one comes, and woken when
+another model has answered them. The loop keeps running between batches, so that a model's clients and background tasks
+stay alive. Knows no model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
+
+from doorstep.backends.base import CallResponses
 
 _loop: asyncio.AbstractEventLoop | None = None
 _making = threading.Lock()
@@ -26,6 +28,32 @@ def start(coroutine: Coroutine[Any, Any, Any], done: Callable[[BaseException | N
         done(future.exception() if not future.cancelled() else asyncio.CancelledError())
 
     asyncio.run_coroutine_threadsafe(coroutine, _running_loop()).add_done_callback(ended)
+
+
+async def until_ready(responses: CallResponses, abandoned: Callable[[], None]) -> None:
+    """Returns when `get` would not wait. `abandoned` is called where the loop that waits is closed by then."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def set_ready() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    def tell() -> None:
+        if not call_in(loop, set_ready):
+            abandoned()
+
+    responses.notify(tell)
+    await ready
+
+
+def call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> bool:
+    """From any thread. False: the loop is closed, and nobody waits any more."""
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

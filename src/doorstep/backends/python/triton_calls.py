@@ -6,11 +6,11 @@ Knows the words of both sides, and no transport: that is `ServerAccess`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from doorstep.backends.base import CallResponses, ModelCall
-from doorstep.backends.python import triton_runtime
+from doorstep.backends.python import coroutines, triton_runtime
 from doorstep.backends.python.triton_arguments import text_of
 from doorstep.backends.python.triton_errors import TritonError, TritonModelException, from_server
 from doorstep.backends.python.triton_requests import (
@@ -77,7 +77,7 @@ def run_async(request: InferenceRequest, *, decoupled: bool) -> asyncio.Future[A
             future.set_exception(error)
 
     def tell() -> None:
-        if not _call_in(loop, take):
+        if not coroutines.call_in(loop, take):
             responses.cancel()
 
     def forgotten(future: asyncio.Future[Any]) -> None:
@@ -87,15 +87,6 @@ def run_async(request: InferenceRequest, *, decoupled: bool) -> asyncio.Future[A
     future.add_done_callback(forgotten)
     responses.notify(tell)
     return future
-
-
-def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> bool:
-    """False: the loop is closed, and nobody waits any more."""
-    try:
-        loop.call_soon_threadsafe(call)
-    except RuntimeError:
-        return False
-    return True
 
 
 class ResponseIterator:
@@ -134,18 +125,7 @@ class ResponseIterator:
         if self._at == len(self._seen):
             if self._finished or self._responses is None:
                 raise StopAsyncIteration
-            loop = asyncio.get_running_loop()
-            ready: asyncio.Future[None] = loop.create_future()
-
-            def set_ready() -> None:
-                if not ready.done():
-                    ready.set_result(None)
-
-            def tell() -> None:
-                _call_in(loop, set_ready)
-
-            self._responses.notify(tell)
-            await ready
+            await coroutines.until_ready(self._responses, lambda: None)
             self._note(_response(self._request, *self._responses.get(0)))
         self._at += 1
         return self._seen[self._at - 1]

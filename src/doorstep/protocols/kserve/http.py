@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from doorstep.config.render import config_json
 from doorstep.errors import DoorstepError, Internal, InvalidArgument, Unsupported
 from doorstep.protocols.kserve import metadata
@@ -17,6 +15,7 @@ from doorstep.protocols.kserve.errors import respond_error
 from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.http_generate import GenerateEndpoint
 from doorstep.protocols.kserve.http_infer import InferEndpoint
+from doorstep.protocols.kserve.http_json import answer_with, respond_json
 from doorstep.protocols.kserve.http_memory import add_memory_routes
 from doorstep.protocols.kserve.http_settings import add_settings_routes
 from doorstep.protocols.kserve.json_parameters import as_bool
@@ -71,12 +70,7 @@ def answering(endpoint: Callable[[Endpoints, Exchange], Any]) -> Callable[[Endpo
 
     @wraps(endpoint)
     def call(self: Endpoints, exchange: Exchange) -> None:
-        try:
-            body = orjson.dumps(endpoint(self, exchange))
-        except DoorstepError as error:
-            respond_error(exchange, error)
-        else:
-            exchange.respond(200, with_request_id(exchange.headers, JSON), body)
+        answer_with(exchange, endpoint, self, exchange)
 
     return call
 
@@ -91,8 +85,7 @@ def awaiting(endpoint: Callable[[Endpoints, Exchange], Awaitable[Any]]) -> Calla
         except DoorstepError as error:
             respond_error(exchange, error)
         else:
-            body = b"" if answer is None else orjson.dumps(answer)
-            exchange.respond(200, with_request_id(exchange.headers, JSON), body)
+            respond_json(exchange, answer)
 
     return call
 

@@ -8,17 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from doorstep.client_memory import Regions
-from doorstep.errors import DoorstepError, Internal, InvalidArgument
-from doorstep.protocols.kserve.errors import respond_error
-from doorstep.wire.answers import JSON
+from doorstep.errors import Internal, InvalidArgument
+from doorstep.protocols.kserve.http_json import Document, answer_with
 from doorstep.wire.exchange import Exchange
-from doorstep.wire.request_id import with_request_id
 from doorstep.wire.router import Router
-
-Document = Callable[[Exchange], dict[str, Any]]  # the JSON object in a body; empty where there is none
 
 
 def add_memory_routes(router: Router, regions: Regions, document: Document) -> None:
@@ -31,18 +25,7 @@ def add_memory_routes(router: Router, regions: Regions, document: Document) -> N
 
 
 def _endpoint(route: Callable[[Exchange], Any]) -> Callable[[Exchange], None]:
-    """None is an empty answer."""
-
-    def endpoint(exchange: Exchange) -> None:
-        try:
-            answer = route(exchange)
-        except DoorstepError as error:
-            respond_error(exchange, error)
-        else:
-            body = b"" if answer is None else orjson.dumps(answer)
-            exchange.respond(200, with_request_id(exchange.headers, JSON), body)
-
-    return endpoint
+    return lambda exchange: answer_with(exchange, route, exchange)
 
 
 class MemoryRoutes:

@@ -6,20 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from doorstep.errors import DoorstepError, Unavailable
+from doorstep.errors import Unavailable
 from doorstep.protocols.kserve import settings
-from doorstep.protocols.kserve.errors import respond_error
-from doorstep.wire.answers import JSON
+from doorstep.protocols.kserve.http_json import Document, answer_with
 from doorstep.wire.exchange import Exchange
-from doorstep.wire.request_id import with_request_id
 from doorstep.wire.router import Router
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
-
-Document = Callable[[Exchange], dict[str, Any]]  # a request's body
 
 
 def add_settings_routes(router: Router, server: InferenceServer, document: Document) -> None:
@@ -32,12 +26,7 @@ def add_settings_routes(router: Router, server: InferenceServer, document: Docum
 
 def _answer(endpoint: Callable[..., Any], server: InferenceServer, *rest: Any) -> None:
     exchange: Exchange = rest[-1]
-    try:
-        body = orjson.dumps(endpoint(server, exchange, *rest[:-1]))
-    except DoorstepError as error:
-        respond_error(exchange, error)
-    else:
-        exchange.respond(200, with_request_id(exchange.headers, JSON), body)
+    answer_with(exchange, endpoint, server, exchange, *rest[:-1])
 
 
 def trace_setting(server: InferenceServer, exchange: Exchange, document: Document | None = None) -> Any:
