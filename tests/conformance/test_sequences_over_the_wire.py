@@ -8,7 +8,6 @@ from __future__ import annotations
 import queue
 import re
 import signal
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -288,21 +287,17 @@ Send = Callable[
 
 @pytest.fixture(params=["http", "grpc"])
 def send(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[Send]:
-    module: Any = httpclient if request.param == "http" else grpcclient
-    address = server.http.removeprefix("http://") if request.param == "http" else server.grpc
-    mine = threading.local()  # tritonclient.http is its thread's
-    clients = []
+    if request.param == "grpc":
+        with grpcclient.InferenceServerClient(server.grpc) as client:
+            yield partial(_send, client, grpcclient)
+        return
 
     def send(*arguments: Any, **options: Any) -> Any:
-        if not hasattr(mine, "client"):
-            mine.client = module.InferenceServerClient(address)
-            clients.append(mine.client)
-        return _send(mine.client, module, *arguments, **options)
+        # tritonclient.http is its thread's, and is closed there: what threads leave behind ends at any time.
+        with httpclient.InferenceServerClient(server.http.removeprefix("http://")) as client:
+            return _send(client, httpclient, *arguments, **options)
 
     yield send
-    if request.param == "grpc":
-        for client in clients:
-            client.close()
 
 
 def _send(
