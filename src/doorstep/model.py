@@ -87,6 +87,7 @@ class Model:
         execution: str,
         services: Services = NO_SERVICES,
         instances: ModelInstances | None = None,
+        slots: int = 0,
     ) -> None:
         self.name = config.name
         self.version = version
@@ -97,7 +98,7 @@ class Model:
         self._instances = instances
         self.content = b""  # what it is made of, where a response cache wants to know
         self.scheduler = with_cache(
-            build_scheduler(config, version, workers, stats, loop, services),
+            build_scheduler(config, version, workers, stats, loop, services, slots),
             config,
             version,
             lambda: self.content,
@@ -293,8 +294,9 @@ def _load(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEventLo
         stats.load_seconds = time.monotonic() - start
         return Model(config, spec.version, stats, [], loop, execution="", services=options.services)
     made: list[Model] = []
+    backend = find_backend(config.backend, options.settings_of(config.backend))
     starter = InstanceStarter(
-        find_backend(config.backend, options.settings_of(config.backend)),
+        backend,
         InstanceContext(
             config=config.for_backend(),
             version=spec.version,
@@ -325,6 +327,7 @@ def _load(spec: VersionSpec, options: LoadOptions, loop: asyncio.AbstractEventLo
             execution=execution,
             services=options.services,
             instances=instances,
+            slots=backend.slots(config),
         )
     )
     return made[0]

@@ -52,6 +52,7 @@ class InferenceRequest:
         "slot",
         "stalled",
         "tally",
+        "tenant",
         "timeout_us",
         "trace",
     )
@@ -94,6 +95,7 @@ class InferenceRequest:
         self.stalled = False
         self.on_room: Callable[[InferenceRequest], None] | None = None
         self.slot: Any = None  # the scheduler's note: the place of its sequence, its level in the queue
+        self.tenant = ""  # whose it is, where queues are fair between clients
         self.tally: ComputeTally | None = None  # of the ensemble it is a step of: counts what it cost
         self.trace: Any = None  # a trace.Trace while somebody wants to know what became of it
 

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "src" / "doorstep"
 
 TIERS = {
-    "_version": 0, "errors": 0, "types": 0, "stats": 0, "latencies": 1, "memory": 0, "proto": 0,
+    "_version": 0, "errors": 0, "types": 0, "stats": 0, "latencies": 1, "llm_stats": 1, "memory": 0, "proto": 0,
     "request": 1, "trace": 1, "client_memory": 1, "config": 1, "wire": 1,
     "backends": 2, "repository": 2, "cache": 2,
     "services": 3,

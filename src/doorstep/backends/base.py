@@ -182,6 +182,11 @@ class Backend(ABC):
     def load_instance(self, context: InstanceContext) -> ModelInstance:
         """Loads one copy of the model. Called in the loader pool, or in the instance's own process."""
 
+    def slots(self, config: ModelConfig) -> int:
+        """How many requests an instance works on at once, of a backend that takes them one by one, answers each when it
+        is ready (LATER), and batches by itself, as engines of language models do. 0: it gets batches, one at a time."""
+        return 0
+
     def may_run_inline(self, context: InstanceContext) -> bool:
         """Whether `execution: auto` should try this model on the event loop, and measure. Cheap; loads nothing."""
         return False

@@ -19,6 +19,7 @@ from doorstep.errors import Internal, InvalidArgument
 BACKENDS: dict[str, tuple[str, str, str]] = {
     "onnxruntime": ("doorstep.backends.onnxruntime", "OnnxBackend", "onnxruntime"),
     "python": ("doorstep.backends.python", "PythonBackend", ""),
+    "llamacpp": ("doorstep.backends.llm", "LlamaCppBackend", "xllamacpp"),
     "identity": ("doorstep.backends.identity", "IdentityBackend", ""),
 }
 GROUP = "doorstep.backends"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ ARTEFACTS = (
     Artefact("model.pt", "pytorch", "pytorch_libtorch"),
     Artefact("model.pt2", "pytorch", "torch_aoti"),
     Artefact("model.py", "python", is_file=False),
+    Artefact("model.gguf", "llamacpp"),
 )
 PLATFORMS = {a.platform: a.backend for a in ARTEFACTS if a.platform} | {"libtorch": "pytorch"}
 
@@ -87,7 +89,20 @@ def _backend_by_name(proto: Any, version_directory: Path | None) -> str:
     if proto.default_model_filename:
         return next((a.backend for a in ARTEFACTS if a.filename == proto.default_model_filename), "")
     found = _artefact_in(version_directory)
+    if found is None and (named := only_gguf(version_directory)):
+        proto.default_model_filename = named
+        return "llamacpp"
     return found.backend if found else ""
+
+
+def only_gguf(directory: Path | None) -> str:
+    """The one GGUF file in a folder, or the first part of the one that comes in parts; "" where there is none such."""
+    if directory is None or not directory.is_dir():
+        return ""
+    files = sorted(file.name for file in directory.glob("*.gguf") if file.is_file())
+    if len(files) > 1 and all(re.fullmatch(r".+-\d{5}-of-\d{5}\.gguf", name) for name in files):
+        files = files[:1]
+    return files[0] if len(files) == 1 else ""
 
 
 def _artefact_in(version_directory: Path | None, backend: str = "") -> Artefact | None:

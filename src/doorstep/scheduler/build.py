@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from doorstep.config.model import ModelConfig
@@ -20,6 +21,7 @@ from doorstep.scheduler.sequence import SequenceScheduler
 from doorstep.scheduler.sequence_direct import DirectBatcher, DirectPolicy
 from doorstep.scheduler.sequence_oldest import OldestBatcher
 from doorstep.scheduler.sequence_tensors import SequenceTensors
+from doorstep.scheduler.slots import DEFAULT_QUEUE_SIZE, SlotScheduler
 from doorstep.services import NO_SERVICES, Services
 from doorstep.stats import ModelStatistics
 from doorstep.workers.base import Worker
@@ -32,7 +34,11 @@ def build_scheduler(
     stats: ModelStatistics,
     loop: asyncio.AbstractEventLoop,
     services: Services = NO_SERVICES,
+    slots: int = 0,
 ) -> Scheduler:
+    """`slots`: Backend.slots."""
+    if slots:
+        return _slot_scheduler(config, version, workers, stats, loop, slots)
     if config.proto.HasField("ensemble_scheduling"):
         return EnsembleScheduler(config, version, stats, services, loop)
     if config.sequence is not None:
@@ -50,15 +56,38 @@ def build_scheduler(
         _batch_policy(config),
         loop=loop,
         queue_policy=_queue_policy(batching.default_queue_policy),
-        priorities=Priorities(
-            batching.priority_levels,
-            batching.default_priority_level,
-            {level: _queue_policy(policy) for level, policy in batching.priority_queue_policy.items()},
-        ),
+        priorities=_priorities(batching),
         preserve_ordering=batching.preserve_ordering,
         key_of=stacking_key(config),
         limiter=services.limiter,
         hold_until=scheduler_delay(),
+    )
+
+
+def _slot_scheduler(
+    config: ModelConfig,
+    version: str,
+    workers: list[Worker],
+    stats: ModelStatistics,
+    loop: asyncio.AbstractEventLoop,
+    slots: int,
+) -> SlotScheduler:
+    batching = config.proto.dynamic_batching
+    policy = _queue_policy(batching.default_queue_policy)
+    if not policy.max_size:
+        policy = replace(policy, max_size=DEFAULT_QUEUE_SIZE)
+    context_size = int(config.parameters.get("context_size", "0"))
+    return SlotScheduler(
+        config.name, version, workers, stats, slots, context_size,
+        loop=loop, queue_policy=policy, priorities=_priorities(batching),
+    )  # fmt: skip
+
+
+def _priorities(batching: Any) -> Priorities:
+    return Priorities(
+        batching.priority_levels,
+        batching.default_priority_level,
+        {level: _queue_policy(policy) for level, policy in batching.priority_queue_policy.items()},
     )
 
 

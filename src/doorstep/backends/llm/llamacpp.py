@@ -1,0 +1,323 @@
+"""llama.cpp, by xllamacpp: GGUF models on a CPU, or a GPU its build knows.
+
+xllamacpp runs llama.cpp's own server in this process; it is asked over its listener, a Unix socket in a folder that
+only this user can enter, with a key that only this process knows. (Its calls in the process cannot be ended in the
+middle of a prompt.)
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xllamacpp
+
+from doorstep.backends.llm import tools
+from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, too_long
+from doorstep.backends.llm.gguf import read_head
+from doorstep.backends.llm.job import Delta, Job, Usage
+from doorstep.backends.llm.upstream import Upstream
+from doorstep.errors import BackendError, DoorstepError, InvalidArgument, Unavailable
+
+_PREFIX = "doorstep-llama-"
+_POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+_HTTP_THREADS_BESIDE = 4  # for what needs no slot
+# Ours → llama.cpp's, where they differ. Nothing else of a client's body gets there.
+_FIELDS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "max_tokens": "max_tokens",
+    "stop": "stop",
+    "seed": "seed",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "repetition_penalty": "repeat_penalty",
+    "logit_bias": "logit_bias",
+    "ignore_eos": "ignore_eos",
+    "grammar": "grammar",
+}
+
+
+class LlamaCppEngine(LLMEngine):
+    name = "llamacpp"
+    needs = "xllamacpp"
+
+    def load(self) -> None:
+        settings = self.settings
+        read_head(settings.path)  # a damaged file is told in words, before native code reads it
+        _sweep()
+        self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        self._key = secrets.token_hex(32)
+        path = os.path.join(self._folder, "llama.sock")  # the name says that it is a socket
+        self._kv: dict[int, int] = {}  # job → tokens it has in the cache
+        self._kv_total = settings.context_size * settings.slots
+        self._adapters = list(settings.adapters)
+        try:
+            self._server: Any = xllamacpp.Server(self._parameters(path))
+        except (RuntimeError, ValueError) as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise BackendError(
+                f"llama.cpp cannot load {settings.path.name}: {error}; it may be damaged, of an architecture that this "
+                f"xllamacpp ({getattr(xllamacpp, '__version__', 'unknown')}) does not know, or too large for the memory"
+            ) from None
+        self.upstream = Upstream(path, self._key, self._error_of)
+        caps = self.upstream.ask("GET", "/props").get("chat_template_caps", {})
+        self._knows_tools = bool(caps.get("supports_tools") and caps.get("supports_tool_calls"))
+
+    def _parameters(self, path: str) -> Any:
+        s = self.settings
+        p = xllamacpp.CommonParams()
+        p.model.path = str(s.path)
+        p.model_alias = {s.model}
+        p.hostnames = [path]
+        p.api_keys = [self._key]
+        p.cors_origins = ""
+        p.cors_credentials = False
+        p.endpoint_slots = p.endpoint_props = p.endpoint_metrics = False
+        p.ui = False
+        p.offline = True
+        p.verbosity = 1  # errors: prompts are in what is said beyond
+        p.n_threads_http = s.slots + _HTTP_THREADS_BESIDE
+        p.n_parallel = s.slots
+        p.kv_unified = False  # a slot has what it needs: one long request cannot take the others' place
+        p.n_ctx = s.context_size * s.slots
+        p.ctx_shift = False
+        p.fit_params = False
+        p.cpuparams.n_threads = p.cpuparams_batch.n_threads = s.thread_count
+        p.n_batch = p.n_ubatch = s.batch_tokens
+        p.cache_ram_mib = s.prompt_cache_mb
+        p.n_gpu_layers = s.gpu_layers if s.gpu_layers >= 0 else 9999
+        p.cache_type_k = p.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{s.cache_type.upper()}")
+        p.use_jinja = True
+        if s.chat_template:
+            p.chat_template = Path(s.chat_template).read_text(encoding="utf-8")
+        if s.draft_model:
+            p.speculative.draft.mparams.path = s.draft_model
+        if s.adapters:
+            p.lora_init_without_apply = True
+            p.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(a.path), a.scale) for a in s.adapters.values()]
+        if s.task != "generate":
+            p.embedding = True
+            p.n_batch = p.n_ubatch = s.context_size  # an input must fit into one batch
+            pooling = "rank" if s.task == "rerank" else s.pooling
+            if pooling:
+                p.pooling_type = xllamacpp.llama_pooling_type(_POOLINGS[pooling])
+        return p
+
+    def unload(self) -> None:
+        self._server = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # Generation
+
+    def generate(self, job: Job, aborted: Aborted) -> Generator[Delta, None, None]:
+        body = {theirs: job.body[ours] for ours, theirs in _FIELDS.items() if job.body.get(ours) is not None}
+        body |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True, "n": 1}
+        if self._adapters:
+            body["lora"] = [
+                {"id": i, "scale": self.settings.adapters[name].scale if name == job.adapter else 0.0}
+                for i, name in enumerate(self._adapters)
+            ]
+        if job.operation == "chat":
+            split = self._chat(job.body, body)
+            path = "/v1/chat/completions"
+        else:
+            body["prompt"] = job.body["prompt"]
+            if (logprobs := job.body.get("logprobs")) is not None:
+                body["logprobs"] = max(logprobs, 1)
+            _constrain(job.body, body)
+            split = None
+            path = "/v1/completions"
+        return self._deltas(path, body, split, aborted)
+
+    def _chat(self, asked: Mapping[str, Any], body: dict[str, Any]) -> tools.CallStream | tools.CallsInText | None:
+        """Fills in what is a chat's; gives what finds calls in the answer, where llama.cpp does not."""
+        messages = list(asked["messages"])
+        if asked.get("logprobs"):
+            body["logprobs"] = True
+            body["top_logprobs"] = max(asked.get("top_logprobs") or 0, 1)
+        kwargs = dict(asked.get("chat_template_kwargs") or {})
+        if (effort := asked.get("reasoning_effort")) is not None:
+            kwargs |= {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+        if kwargs:
+            body["chat_template_kwargs"] = kwargs
+        functions = (
+            [tool["function"] for tool in asked.get("tools") or ()] if asked.get("tool_choice") != "none" else []
+        )
+        split: tools.CallStream | tools.CallsInText | None = None
+        if forced := tools.forced_tools(asked):
+            schema = tools.call_schema(forced, parallel=bool(asked.get("parallel_tool_calls")))
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
+            messages = tools.with_tools_in_words(messages, forced, forced=True)
+            split = tools.CallStream()
+        elif functions and self._knows_tools:
+            body["tools"] = asked["tools"]
+            body["tool_choice"] = "auto"
+            body["parallel_tool_calls"] = asked.get("parallel_tool_calls", True)
+        elif functions:
+            messages = tools.with_tools_in_words(messages, functions, forced=False)
+            split = tools.CallsInText()
+        elif not self._knows_tools:
+            messages = tools.calls_in_words(messages)
+        if not forced:
+            _constrain(asked, body)
+        body["messages"] = messages
+        return split
+
+    def _deltas(
+        self, path: str, body: dict[str, Any], split: tools.CallStream | tools.CallsInText | None, aborted: Aborted
+    ) -> Generator[Delta, None, None]:
+        number = id(body)
+        finish, usage = "", Usage()
+        try:
+            for event in self.upstream.events(path, body, aborted):
+                said = orjson.loads(event)
+                if "error" in said:
+                    raise self._error_of(0, said)
+                if (progress := said.get("prompt_progress")) is not None:
+                    if number not in self._kv:
+                        self._kv[number] = progress["total"]
+                        yield Delta(usage=Usage(prompt=progress["total"], cached=progress["cache"]))
+                    continue
+                if (told := said.get("usage")) is not None:
+                    usage = _usage(told, said.get("timings") or {})
+                for choice in said["choices"]:
+                    finish = choice.get("finish_reason") or finish
+                    delta = _delta(choice)
+                    if delta.tokens:
+                        self._kv[number] = self._kv.get(number, 0) + delta.tokens
+                    if split is not None and delta.text:
+                        yield from _split(split, delta)
+                    elif delta.tokens:
+                        yield delta
+            if aborted():
+                return
+            if isinstance(split, tools.CallsInText):
+                for words, calls in split.finish():
+                    yield Delta(text=words, tool_calls=calls)
+            if split is not None and split.count and finish == "stop":
+                finish = "tool_calls"
+            yield Delta(finish=finish or "stop", usage=usage)
+        finally:
+            self._kv.pop(number, None)
+
+    # The rest
+
+    def embed(self, job: Job, aborted: Aborted) -> Delta:
+        if self.settings.task != "embed":
+            return super().embed(job, aborted)
+        said = self.upstream.ask("POST", "/v1/embeddings", {"input": job.body["input"]})
+        vectors = [row["embedding"] for row in sorted(said["data"], key=lambda row: row["index"])]
+        return Delta(finish="stop", usage=Usage(prompt=said["usage"]["prompt_tokens"]), value=vectors)
+
+    def rerank(self, job: Job, aborted: Aborted) -> Delta:
+        if self.settings.task != "rerank":
+            return super().rerank(job, aborted)
+        said = self.upstream.ask("POST", "/v1/rerank", {"query": job.body["query"], "documents": job.body["documents"]})
+        scores = [row["relevance_score"] for row in sorted(said["results"], key=lambda row: row["index"])]
+        return Delta(finish="stop", usage=Usage(prompt=said.get("usage", {}).get("prompt_tokens", 0)), value=scores)
+
+    def tokenize(self, text: str) -> list[int]:
+        said = self.upstream.ask("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        return list(said["tokens"])
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return str(self.upstream.ask("POST", "/detokenize", {"tokens": list(tokens)})["content"])
+
+    def render(self, body: dict[str, Any]) -> str:
+        asked: dict[str, Any] = {}
+        self._chat(body, asked)
+        wanted = {key: asked[key] for key in ("messages", "tools", "chat_template_kwargs") if key in asked}
+        return str(self.upstream.ask("POST", "/apply-template", wanted)["prompt"])
+
+    def metrics(self) -> EngineMetrics:
+        return EngineMetrics(min(sum(self._kv.copy().values()) / self._kv_total, 1.0))
+
+    def _error_of(self, status: int, said: Any) -> DoorstepError:
+        error = said.get("error", said) if isinstance(said, dict) else said
+        if not isinstance(error, dict):
+            return BackendError(f"llama.cpp answers {status}: {error}")
+        message, code = str(error.get("message", "")), error.get("code", status)
+        if error.get("type") == "exceed_context_size_error":
+            return too_long(error.get("n_ctx", self.settings.context_size), error.get("n_prompt_tokens", 0))
+        if code == 400:
+            return InvalidArgument(message)
+        if code == 503:
+            return Unavailable(message)
+        return BackendError(f"llama.cpp: {message}")
+
+
+def _constrain(asked: Mapping[str, Any], body: dict[str, Any]) -> None:
+    """What the answer must look like."""
+    wanted = asked.get("response_format") or {}
+    if wanted.get("type") == "json_schema":
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": wanted["json_schema"].get("schema", {})},
+        }
+    elif wanted.get("type") == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    if "response_format" in body and "prompt" in body:  # completions take the schema itself
+        body["json_schema"] = body.pop("response_format").get("json_schema", {}).get("schema", {"type": "object"})
+
+
+def _delta(choice: Mapping[str, Any]) -> Delta:
+    said = choice.get("delta")
+    logprobs = (choice.get("logprobs") or {}).get("content")
+    if said is None:  # a completion
+        text = choice.get("text") or ""
+        return Delta(text=text, logprobs=logprobs, tokens=_tokens(text, logprobs))
+    text, reasoning = said.get("content") or "", said.get("reasoning_content") or ""
+    calls = [_call(call) for call in said.get("tool_calls") or ()]
+    return Delta(text, reasoning, calls, logprobs, tokens=_tokens(text or reasoning or calls, logprobs))
+
+
+def _tokens(said: Any, logprobs: list[Any] | None) -> int:
+    """llama.cpp sends a piece per token, but for those that are not whole characters yet."""
+    return len(logprobs) if logprobs else int(bool(said))
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or {}
+    made: dict[str, Any] = {"index": call.get("index", 0), "arguments": function.get("arguments") or ""}
+    if function.get("name"):
+        made |= {"id": call.get("id") or tools.new_call_id(), "name": function["name"]}
+    return made
+
+
+def _split(split: tools.CallStream | tools.CallsInText, delta: Delta) -> Iterator[Delta]:
+    tokens = delta.tokens
+    if isinstance(split, tools.CallStream):
+        yield Delta(reasoning=delta.reasoning, tool_calls=split.feed(delta.text), tokens=tokens)
+        return
+    pieces = list(split.feed(delta.text))
+    for words, calls in pieces or [("", [])]:
+        yield Delta(text=words, tool_calls=calls, tokens=tokens, logprobs=delta.logprobs)
+        tokens = 0
+
+
+def _usage(told: Mapping[str, Any], timings: Mapping[str, Any]) -> Usage:
+    cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    return Usage(
+        told.get("prompt_tokens", 0),
+        told.get("completion_tokens", 0),
+        cached,
+        round(timings.get("prompt_ms", 0) * 1000),
+        round(timings.get("predicted_ms", 0) * 1000),
+    )
+
+
+def _sweep() -> None:
+    """Removes the sockets of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).split("-")[0]
+        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            shutil.rmtree(folder, ignore_errors=True)
