@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from doorstep.backends.llm import tools
 from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, too_long
 from doorstep.backends.llm.gguf import read_head
 from doorstep.backends.llm.job import Delta, Job, Usage
-from doorstep.backends.llm.upstream import Upstream
+from doorstep.backends.llm.openai_chunks import delta_of, split_calls, usage_of
+from doorstep.backends.llm.upstream import Upstream, socket_folder
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument, Unavailable
 
-_PREFIX = "doorstep-llama-"
 _POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _HTTP_THREADS_BESIDE = 4  # for what needs no slot
 # Ours → llama.cpp's, where they differ. Nothing else of a client's body gets there.
@@ -53,8 +52,7 @@ class LlamaCppEngine(LLMEngine):
     def load(self) -> None:
         settings = self.settings
         read_head(settings.path)  # a damaged file is told in words, before native code reads it
-        _sweep()
-        self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        self._folder = socket_folder("llama")
         self._key = secrets.token_hex(32)
         path = os.path.join(self._folder, "llama.sock")  # the name says that it is a socket
         self._kv: dict[int, int] = {}  # job → tokens it has in the cache
@@ -188,14 +186,16 @@ class LlamaCppEngine(LLMEngine):
                         yield Delta(usage=Usage(prompt=progress["total"], cached=progress["cache"]))
                     continue
                 if (told := said.get("usage")) is not None:
-                    usage = _usage(told, said.get("timings") or {})
+                    timings = said.get("timings") or {}
+                    prefill_us, decode_us = (round(timings.get(key, 0) * 1000) for key in ("prompt_ms", "predicted_ms"))
+                    usage = usage_of(told, prefill_us=prefill_us, decode_us=decode_us)
                 for choice in said["choices"]:
                     finish = choice.get("finish_reason") or finish
-                    delta = _delta(choice)
+                    delta = delta_of(choice)
                     if delta.tokens:
                         self._kv[number] = self._kv.get(number, 0) + delta.tokens
                     if split is not None and delta.text:
-                        yield from _split(split, delta)
+                        yield from split_calls(split, delta)
                     elif delta.tokens:
                         yield delta
             if aborted():
@@ -267,57 +267,3 @@ def _constrain(asked: Mapping[str, Any], body: dict[str, Any]) -> None:
         body["response_format"] = {"type": "json_object"}
     if "response_format" in body and "prompt" in body:  # completions take the schema itself
         body["json_schema"] = body.pop("response_format").get("json_schema", {}).get("schema", {"type": "object"})
-
-
-def _delta(choice: Mapping[str, Any]) -> Delta:
-    said = choice.get("delta")
-    logprobs = (choice.get("logprobs") or {}).get("content")
-    if said is None:  # a completion
-        text = choice.get("text") or ""
-        return Delta(text=text, logprobs=logprobs, tokens=_tokens(text, logprobs))
-    text, reasoning = said.get("content") or "", said.get("reasoning_content") or ""
-    calls = [_call(call) for call in said.get("tool_calls") or ()]
-    return Delta(text, reasoning, calls, logprobs, tokens=_tokens(text or reasoning or calls, logprobs))
-
-
-def _tokens(said: Any, logprobs: list[Any] | None) -> int:
-    """llama.cpp sends a piece per token, but for those that are not whole characters yet."""
-    return len(logprobs) if logprobs else int(bool(said))
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function") or {}
-    made: dict[str, Any] = {"index": call.get("index", 0), "arguments": function.get("arguments") or ""}
-    if function.get("name"):
-        made |= {"id": call.get("id") or tools.new_call_id(), "name": function["name"]}
-    return made
-
-
-def _split(split: tools.CallStream | tools.CallsInText, delta: Delta) -> Iterator[Delta]:
-    tokens = delta.tokens
-    if isinstance(split, tools.CallStream):
-        yield Delta(reasoning=delta.reasoning, tool_calls=split.feed(delta.text), tokens=tokens)
-        return
-    pieces = list(split.feed(delta.text))
-    for words, calls in pieces or [("", [])]:
-        yield Delta(text=words, tool_calls=calls, tokens=tokens, logprobs=delta.logprobs)
-        tokens = 0
-
-
-def _usage(told: Mapping[str, Any], timings: Mapping[str, Any]) -> Usage:
-    cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    return Usage(
-        told.get("prompt_tokens", 0),
-        told.get("completion_tokens", 0),
-        cached,
-        round(timings.get("prompt_ms", 0) * 1000),
-        round(timings.get("predicted_ms", 0) * 1000),
-    )
-
-
-def _sweep() -> None:
-    """Removes the sockets of processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        pid = folder.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-            shutil.rmtree(folder, ignore_errors=True)

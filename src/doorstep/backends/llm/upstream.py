@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httptools
@@ -20,6 +23,17 @@ from doorstep.errors import BackendError, DoorstepError
 POLL_S = 0.05  # how often a silent engine's caller is asked whether it still waits
 LONGEST_EVENT = 64 << 20
 _ASK_TIMEOUT_S = 600.0
+_PREFIX = "doorstep-"
+
+
+def socket_folder(engine: str) -> str:
+    """A new folder for a socket, which only this user can enter. Those of processes that were killed are removed."""
+    prefix = f"{_PREFIX}{engine}-"
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        pid = folder.name.removeprefix(prefix).split("-")[0]
+        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            shutil.rmtree(folder, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
 
 
 class Upstream:
