@@ -34,7 +34,7 @@ from doorstep.observability.custom_metrics import CustomMetrics
 from doorstep.observability.log_settings import LogSettings, current_handler
 from doorstep.observability.metrics import MetricsEndpoint
 from doorstep.observability.tracing import Tracing
-from doorstep.protocols import grpc_health, grpc_reflection, kserve
+from doorstep.protocols import grpc_health, grpc_reflection, kserve, openai
 from doorstep.protocols.kserve.categories import category_of
 from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.repository.base import VersionSpec
@@ -239,6 +239,8 @@ class App:
                     http_forwarding=_forwarding(o.http_header_forward_pattern),
                     grpc_forwarding=_forwarding(o.grpc_header_forward_pattern),
                 )
+            if o.allow_http and o.allow_openai and ("http" in names or "grpc" in names):
+                openai.register(router, self.server, limits, ping_s=o.sse_ping_secs)
             grpc_health.register(grpc, self.server)
             grpc_reflection.register(grpc)
             grpc.install(router)

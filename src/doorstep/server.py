@@ -119,6 +119,12 @@ class InferenceServer:
             model = self._find(request.model_name, request.model_version)
         model.infer(request)
 
+    def enqueue(self, request: InferenceRequest, model: Model) -> None:
+        """As `infer`, for a request that a front of this server made, whose tensors are no client's to name."""
+        if self._stopping:
+            raise Unavailable(STOPPING)
+        model.enqueue(request)
+
     def _goes_on(self, request: InferenceRequest) -> bool:
         """Whether it belongs to a sequence that may have begun; a server that stops lets those go on."""
         if not request.correlation_id or request.sequence_start:

@@ -90,6 +90,8 @@ OPTIONS: tuple[Option, ...] = (
     # Listening
     _option("host", "Listening", "The address of all listeners; 0.0.0.0 is every interface, and whoever reaches it can use the models.", default="127.0.0.1"),
     _option("allow-http", "Listening", "Listen for HTTP.", BOOL, True),
+    _option("allow-openai", "Listening", "Answer OpenAI's API (/v1/…) for language models and embeddings, where HTTP is answered.", BOOL, True),
+    _option("sse-ping-secs", "Listening", "A stream of OpenAI's API in which nothing comes says so every so many seconds, so that nobody on the way gives it up; 0: never.", INT, 15, least=0),
     _option("http-address", "Listening", "The address for HTTP, if not --host."),
     _option("http-port", "Listening", "The port for HTTP (gRPC works on it too). 0 is any free port; two listeners with one number are one.", default=8000, **_PORT),
     _option("reuse-http-port", "Listening", "Share the HTTP port with other servers that say so too.", BOOL, False),

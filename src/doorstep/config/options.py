@@ -68,6 +68,8 @@ class ServerOptions:
     id: str = "doorstep"
     exit_timeout_secs: int = 30
     allow_http: bool = True
+    allow_openai: bool = True
+    sse_ping_secs: int = 15  # 0: never
     http_address: str = "127.0.0.1"
     http_port: int = 8000
     reuse_http_port: bool = False

@@ -13,11 +13,27 @@ _RPC = "/inference.GRPCInferenceService/"
 
 _HTTP: dict[str, tuple[str, ...]] = {
     "health": ("/v2/health/live", "/v2/health/ready", f"{_MODEL}/ready", f"{_VERSION}/ready", "/ping"),
-    "metadata": ("/v2", "/v2/", _MODEL, _VERSION),
+    "metadata": ("/v2", "/v2/", _MODEL, _VERSION, "/v1/models", "/v1/models/{model}"),
     "inference": (
         *(f"{base}/{verb}" for base in (_MODEL, _VERSION) for verb in ("infer", "generate", "generate_stream")),
         "/invocations",
         "/models/{name}/invoke",
+        *(
+            f"/v1/{verb}"
+            for verb in (
+                "chat/completions",
+                "completions",
+                "embeddings",
+                "rerank",
+                "responses",
+                "messages",
+                "messages/count_tokens",
+            )
+        ),
+        "/v2/rerank",
+        "/rerank",
+        "/tokenize",
+        "/detokenize",
     ),
     "model-repository": ("/models", "/models/", "/models/{name}", "/models/{name}/"),
     "model-config": (f"{_MODEL}/config", f"{_VERSION}/config"),

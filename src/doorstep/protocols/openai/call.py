@@ -1,0 +1,252 @@
+"""One HTTP request for generated text: its jobs on their way, and their pieces on the way back. Knows no API's format.
+
+Several answers (`n`, several prompts) are several jobs, each with a slot of its own. The status is decided by the first
+piece; what fails later says so in the stream. A client that leaves cancels all jobs; one that does not read is waited
+for, up to a limit of bytes and of time. Touched only from the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import orjson
+
+from doorstep.backends.llm.job import JOB, LIGHT, Delta, Job
+from doorstep.errors import DoorstepError
+from doorstep.model import Model
+from doorstep.protocols.openai.answer import Choice, Format
+from doorstep.protocols.openai.errors import BadField, Deadline, status_of
+from doorstep.protocols.openai.identity import Caller
+from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.scheduler.slots import SlotScheduler
+from doorstep.trace import HTTP
+from doorstep.types import BYTES, Tensor, object_array
+from doorstep.wire.exchange import Exchange, Headers
+
+if TYPE_CHECKING:
+    from doorstep.protocols.openai.front import Front
+
+logger = logging.getLogger("doorstep.openai")
+
+EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+NO_BUFFERING = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # for proxies on the way
+JSON_TYPE = (b"content-type", b"application/json")
+
+
+class Call:
+    def __init__(
+        self, front: Front, exchange: Exchange, model: Model, jobs: Sequence[Job], format: Format, caller: Caller,
+        *, stream: bool,
+    ) -> None:  # fmt: skip
+        self._front = front
+        self._exchange: Exchange | None = exchange
+        self._model = model
+        self._format = format
+        self._caller = caller
+        self._stream = stream
+        self._keeps = format.keeps or not stream
+        self._choices = [Choice() for _ in jobs]
+        self._open = len(jobs)
+        self._behind = 0  # bytes sent since the client ceased to read
+        self._stalled_at = 0.0
+        self._wrote = False  # since the last look
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._requests = [self._request(i, job) for i, job in enumerate(jobs)]
+
+    def _request(self, index: int, job: Job) -> InferenceRequest:
+        tensor = Tensor(JOB, BYTES, object_array([job.to_json()], (1,)))
+        received_ns = self._exchange.received_ns if self._exchange is not None else 0
+        request = InferenceRequest(
+            self._model.name, {JOB: tensor}, _Sender(self, index), id=self._caller.request_id, received_ns=received_ns
+        )
+        if job.operation in LIGHT:
+            request.rows = 0  # needs no slot
+        request.tenant = self._caller.tenant
+        request.priority = self._caller.priority
+        request.deadline_ns = self._caller.deadline_ns
+        return request
+
+    def begin(self) -> None:
+        """Queues the jobs. Raises DoorstepError where the first is refused."""
+        exchange = self._exchange
+        assert exchange is not None
+        server, loop = self._front.server, asyncio.get_running_loop()
+        exchange.state = self._requests[0]  # for the access log
+        exchange.on_disconnect = self._disconnected
+        if server.tracer is not None:
+            server.tracer.begin(self._requests[0], HTTP, exchange.headers)
+        if self._caller.deadline_ns:
+            left_s = (self._caller.deadline_ns - time.monotonic_ns()) / 1e9
+            self._deadline = loop.call_later(max(left_s, 0), self._fail, Deadline())
+        if self._stream and self._front.ping_s:
+            self._timer = loop.call_later(self._front.ping_s, self._look)
+        for request in self._requests:
+            try:
+                server.enqueue(request, self._model)
+            except DoorstepError as error:
+                request.sender = _NOBODY
+                self._fail(error)
+                return
+            if self._exchange is None:
+                return
+
+    # Pieces
+
+    def receive(self, index: int, response: InferenceResponse, final: bool) -> None:
+        if self._exchange is None:
+            return
+        if response.error is not None:
+            self._fail(response.error)
+            return
+        if response.outputs:
+            delta = Delta.from_json(response.outputs[0].array.ravel()[0])
+            self._choices[index].add(delta, keep=self._keeps)
+            if self._stream:
+                self._send(self._format.events(index, delta))
+        if final and self._exchange is not None:
+            self._open -= 1
+            if not self._open:
+                self._finish()
+
+    def _send(self, data: bytes) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if not exchange.started:
+            exchange.start(200, self._headers(EVENT_STREAM, *NO_BUFFERING))
+            exchange.on_drain = self._drained
+            data = self._format.begin() + data
+        if not data:
+            return
+        self._wrote = True
+        if exchange.write(data):
+            return
+        self._behind += len(data)
+        if not self._stalled_at:
+            self._stalled_at = time.monotonic()
+        for request in self._requests:
+            request.stalled = True
+        if self._behind > self._front.limits.stream_bytes:
+            self._give_up(f"{self._behind} bytes of its answer wait to be read, which is more than --max-stream-bytes")
+
+    def _finish(self) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if self._stream:
+            self._send(self._format.end(self._choices))
+            if self._exchange is not None:
+                self._let_go()
+                exchange.end()
+            return
+        body = orjson.dumps(self._format.document(self._choices))
+        self._let_go()
+        exchange.respond(200, self._headers(JSON_TYPE), body)
+
+    def _fail(self, error: DoorstepError) -> None:
+        """The whole call; the jobs that are left are cancelled."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if exchange.started:
+            exchange.write(self._format.failed(error))
+            self._let_go()
+            exchange.end()
+        else:
+            headers = [JSON_TYPE]
+            if status_of(error) == 503:
+                headers.append((b"retry-after", str(retry_after_s(self._model)).encode()))
+            body = orjson.dumps(self._format.error_document(error))
+            self._let_go()
+            exchange.respond(status_of(error), self._headers(*headers), body)
+        self._cancel()
+
+    # The client
+
+    def _headers(self, *headers: tuple[bytes, bytes]) -> Headers:
+        found = [*headers, (b"x-request-id", self._caller.request_id.encode())]
+        if self._caller.wants_load:
+            found.append(self._front.load_header(self._caller.wants_load, self._model))
+        return found
+
+    def _disconnected(self) -> None:
+        self._let_go()
+        self._cancel()
+
+    def _drained(self) -> None:
+        self._behind = 0
+        self._stalled_at = 0.0
+        for request in self._requests:
+            request.room()
+
+    def _look(self) -> None:
+        """Every so often: says that somebody is there, where nothing else was said; gives up who never reads."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._front.ping_s, self._look)
+        if self._stalled_at:
+            waited_s = time.monotonic() - self._stalled_at
+            if waited_s > self._front.limits.idle_timeout_s:
+                self._give_up(f"its client has read nothing for {waited_s:.0f} s")
+        elif not self._wrote:
+            self._send(self._format.ping)
+        self._wrote = False
+
+    def _give_up(self, why: str) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        logger.warning("%r: %s: cancelled", self._requests[0], why)
+        self._let_go()
+        exchange.reset()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        for request in self._requests:
+            request.sender = _NOBODY
+            request.cancel()
+
+    def _let_go(self) -> None:
+        """Of the exchange, which holds the requests that hold this."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.on_disconnect = exchange.on_drain = None
+        for timer in (self._timer, self._deadline):
+            if timer is not None:
+                timer.cancel()
+
+
+class _Sender:
+    """Gives one job's responses to its call."""
+
+    __slots__ = ("_receive",)
+
+    def __init__(self, call: Call, index: int) -> None:
+        self._receive = partial(call.receive, index)
+
+    def send(self, response: InferenceResponse, final: bool) -> None:
+        self._receive(response, final)
+
+
+class _Nobody:
+    def send(self, response: InferenceResponse, final: bool) -> None:
+        """The call is over."""
+
+
+_NOBODY = _Nobody()
+
+
+def retry_after_s(model: Model) -> int:
+    scheduler = model.scheduler
+    return scheduler.retry_after_s() if isinstance(scheduler, SlotScheduler) else 1
+
+
+def llm_of(model: Model) -> SlotScheduler:
+    """Raises BadField for a model that is no language model."""
+    if not isinstance(model.scheduler, SlotScheduler):
+        raise BadField(f"'{model.name}' is no language model; call it by /v2/models/{model.name}/infer", "model")
+    return model.scheduler

@@ -1,0 +1,69 @@
+"""Bounds for JSON schemas that clients send: engines compile them, which takes time that clients choose. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from doorstep.protocols.openai.errors import BadField
+
+MOST_BYTES = 64 * 1024
+MOST_DEPTH = 64
+MOST_NODES = 5000
+LONGEST_PATTERN = 512
+MOST_REPEATS = 2000  # of items, characters, or what a pattern repeats
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+_REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
+
+
+def check_schema(schema: Any, where: str) -> Any:
+    """The schema itself. Raises BadField for one that is none, or beyond the bounds."""
+    if not isinstance(schema, dict):
+        raise BadField(f"'{where}' must be a JSON schema, an object", where, "invalid_type")
+    if len(orjson.dumps(schema)) > MOST_BYTES:
+        raise BadField(f"'{where}' is larger than {MOST_BYTES} bytes", where, "schema_too_large")
+    nodes = 0
+    left: list[tuple[Any, int]] = [(schema, 1)]
+    while left:
+        node, depth = left.pop()
+        nodes += 1
+        if depth > MOST_DEPTH or nodes > MOST_NODES:
+            limits = f"{MOST_DEPTH} levels and {MOST_NODES} parts"
+            raise BadField(f"'{where}' is deeper or larger than {limits}", where, "schema_too_large")
+        if isinstance(node, dict):
+            _check_node(node, where)
+            left += [(child, depth + 1) for child in node.values() if isinstance(child, dict | list)]
+        else:
+            left += [(child, depth + 1) for child in node if isinstance(child, dict | list)]
+    return schema
+
+
+def _check_node(node: dict[str, Any], where: str) -> None:
+    reference = node.get("$ref")
+    if isinstance(reference, str) and not reference.startswith("#"):
+        raise BadField(f"'{where}' refers to '{reference[:80]}': only references into itself (#/…) are followed", where)
+    for key in _COUNTS:
+        count = node.get(key)
+        if isinstance(count, int | float) and not 0 <= count <= MOST_REPEATS:
+            raise BadField(f"'{where}' has a {key} of {count}; {MOST_REPEATS} at most", where, "schema_too_large")
+    pattern = node.get("pattern")
+    if isinstance(pattern, str):
+        _check_pattern(pattern, where)
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    if len(pattern) > LONGEST_PATTERN:
+        raise BadField(f"'{where}' has a pattern of over {LONGEST_PATTERN} characters", where, "schema_too_large")
+    product = 1
+    for least, most in _REPEATS.findall(pattern):
+        product *= max(int((least or "0")[:9]), int((most or "0")[:9]), 1)
+    if product > MOST_REPEATS:
+        raise BadField(
+            f"'{where}' has a pattern that repeats more than {MOST_REPEATS} times", where, "schema_too_large"
+        )
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise BadField(f"'{where}' has a pattern that is no regular expression: {error}", where) from None
