@@ -20,6 +20,8 @@ BACKENDS: dict[str, tuple[str, str, str]] = {
     "onnxruntime": ("doorstep.backends.onnxruntime", "OnnxBackend", "onnxruntime"),
     "python": ("doorstep.backends.python", "PythonBackend", ""),
     "llamacpp": ("doorstep.backends.llm", "LlamaCppBackend", "xllamacpp"),
+    "vllm": ("doorstep.backends.llm", "VllmBackend", "doorstep[vllm]"),
+    "openvino": ("doorstep.backends.llm", "OpenVinoBackend", "doorstep[openvino]"),
     "identity": ("doorstep.backends.identity", "IdentityBackend", ""),
 }
 GROUP = "doorstep.backends"

@@ -40,6 +40,8 @@ ARTEFACTS = (
     Artefact("model.pt2", "pytorch", "torch_aoti"),
     Artefact("model.py", "python", is_file=False),
     Artefact("model.gguf", "llamacpp"),
+    Artefact("openvino_model.xml", "openvino"),
+    Artefact("model.json", "vllm"),
 )
 PLATFORMS = {a.platform: a.backend for a in ARTEFACTS if a.platform} | {"libtorch": "pytorch"}
 

@@ -19,6 +19,8 @@ from doorstep.errors import BackendError
 # engine → (module, class, what to install when its library is missing)
 ENGINES = {
     "llamacpp": ("doorstep.backends.llm.llamacpp", "LlamaCppEngine", "xllamacpp"),
+    "vllm": ("doorstep.backends.llm.vllm", "VllmEngine", "doorstep[vllm]"),
+    "openvino": ("doorstep.backends.llm.openvino", "OpenVinoEngine", "doorstep[openvino]"),
 }
 
 
@@ -56,6 +58,8 @@ class LLMBackend(Backend):
         )
         if not settings.threads and context.threads:
             settings = replace(settings, threads=context.threads)
+        if context.kind == "KIND_GPU":
+            settings = replace(settings, gpu=context.device_id)
         log = context.log or (lambda level, message: None)
         engine = engine_class(settings, log)
         engine.load()
@@ -65,3 +69,13 @@ class LLMBackend(Backend):
 class LlamaCppBackend(LLMBackend):
     def __init__(self) -> None:
         super().__init__("llamacpp")
+
+
+class VllmBackend(LLMBackend):
+    def __init__(self) -> None:
+        super().__init__("vllm")
+
+
+class OpenVinoBackend(LLMBackend):
+    def __init__(self) -> None:
+        super().__init__("openvino")

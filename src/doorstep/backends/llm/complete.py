@@ -6,20 +6,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from doorstep.backends.llm import vllm_args
 from doorstep.backends.llm.gguf import read_head
 from doorstep.backends.llm.settings import DEFAULT_CONTEXT, PARAMETERS, read_settings
 from doorstep.backends.llm.tensors import add_tensors
 from doorstep.errors import ConfigError, DoorstepError, Problem
 
-DEFAULT_FILENAMES = {"llamacpp": "model.gguf"}
+DEFAULT_FILENAMES = {"llamacpp": "model.gguf", "vllm": "model.json", "openvino": "openvino_model.xml"}
 
 
 class Facts:
     """What a model's files say of it."""
 
-    def __init__(self, context_length: int = 0, task: str = "generate") -> None:
+    def __init__(self, context_length: int = 0, task: str = "generate", said: Mapping[str, str] | None = None) -> None:
         self.context_length = context_length  # 0: they do not say
         self.task = task
+        self.said = said or {}  # parameters of the config, where that leaves them out
 
 
 def _gguf_facts(path: Path) -> Facts:
@@ -27,7 +29,12 @@ def _gguf_facts(path: Path) -> Facts:
     return Facts(head.context_length, head.task)
 
 
-_FACTS: dict[str, Callable[[Path], Facts]] = {"llamacpp": _gguf_facts}
+def _vllm_facts(path: Path) -> Facts:
+    found = vllm_args.survey(path)
+    return Facts(task=found.task, said=found.said)
+
+
+_FACTS: dict[str, Callable[[Path], Facts]] = {"llamacpp": _gguf_facts, "vllm": _vllm_facts}
 
 
 def complete_config(engine: str, proto: Any, version_directory: Path, backend_config: Mapping[str, str]) -> None:
@@ -51,6 +58,9 @@ def complete_config(engine: str, proto: Any, version_directory: Path, backend_co
     except DoorstepError as error:
         problems.append(Problem(str(path.relative_to(version_directory.parent)), error.message))
         facts = Facts()
+    for key, value in facts.said.items():
+        if key not in parameters:
+            parameters[key] = proto.parameters[key].string_value = value
     try:
         settings = read_settings(proto.name, parameters, path, version_directory, backend_config)
     except ConfigError as error:

@@ -49,7 +49,7 @@ class Settings:
     cache_gb: int = 1  # openvino's KV cache
     command: str = "vllm"  # of vllm: the program that serves
     load_timeout_s: int = 600  # of vllm
-    engine_args: Mapping[str, Any] = field(default_factory=dict)  # of vllm: model.json
+    gpu: int = -1  # the instance's; -1: none was said
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
@@ -173,6 +173,11 @@ def _adapters(text: str, version_directory: Path, problems: list[Problem]) -> di
         else:
             found[name] = adapter
     return found
+
+
+def adapter_names(parameters: Mapping[str, str]) -> list[str]:
+    """Of a complete config."""
+    return [part.partition("=")[0].strip() for part in parameters.get("adapters", "").split(",") if part.strip()]
 
 
 def task_of(parameters: Mapping[str, str]) -> Task:
