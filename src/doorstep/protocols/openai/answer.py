@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -23,11 +23,12 @@ PING = b": ping\n\n"
 class Choice:
     """One answer, gathered from its pieces."""
 
-    __slots__ = ("calls", "finish", "logprobs", "reasoning", "texts", "usage", "value")
+    __slots__ = ("calls", "finish", "logprobs", "reasoning", "reasoning_tokens", "texts", "usage", "value")
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
+        self.reasoning_tokens = 0
         self.calls: list[dict[str, Any]] = []  # {"id", "name", "arguments": [pieces]}
         self.logprobs: list[dict[str, Any]] = []
         self.finish = ""
@@ -44,6 +45,8 @@ class Choice:
             self.usage = delta.usage
         if delta.finish:
             self.finish = delta.finish
+        if delta.reasoning:
+            self.reasoning_tokens += delta.tokens
         if not keep:
             return
         if delta.text:
@@ -94,6 +97,11 @@ class Format(Protocol):
 
 def event(document: Any) -> bytes:
     return EVENT + orjson.dumps(document) + END
+
+
+def named_event(document: Mapping[str, Any]) -> bytes:
+    """Where an API says an event's type beside its data too."""
+    return b"event: " + document["type"].encode() + b"\n" + event(document)
 
 
 def new_id(prefix: str) -> str:

@@ -89,6 +89,10 @@ def anthropic_error(error: DoorstepError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
+def anthropic_body(error: DoorstepError) -> bytes:
+    return _dumped(anthropic_error(error))
+
+
 def _dumped(document: dict[str, Any]) -> bytes:
     """Lone surrogates, which JSON cannot carry, become question marks."""
     try:

@@ -182,20 +182,19 @@ def _tool(value: Any, where: str) -> dict[str, Any]:
     function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
     if not isinstance(function, dict):
         raise BadField(f'\'{where}\' must be {{"type": "function", "function": {{…}}}}', where, "invalid_value")
+    return function_tool(function, f"{where}.function")
+
+
+def function_tool(function: Mapping[str, Any], where: str, schema: str = "parameters") -> dict[str, Any]:
+    """A tool as engines are told of it; APIs differ in what is around a function, and in the name of its schema."""
     name = function.get("name")
-    if (
-        not isinstance(name, str)
-        or not 0 < len(name) <= 64
-        or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name)
-    ):
-        raise BadField(
-            f"'{where}.function.name' must be 1 to 64 letters, digits, '_', '-' or '.'", f"{where}.function.name"
-        )
+    if not isinstance(name, str) or not _TOOL_NAME(name):
+        raise BadField(f"'{where}.name' must be 1 to 64 letters, digits, '_', '-' or '.'", f"{where}.name")
     made: dict[str, Any] = {"name": name}
     if function.get("description") is not None:
-        made["description"] = text(LONGEST_DESCRIPTION)(function["description"], f"{where}.function.description")
-    if function.get("parameters") is not None:
-        made["parameters"] = check_schema(function["parameters"], f"{where}.function.parameters")
+        made["description"] = text(LONGEST_DESCRIPTION)(function["description"], f"{where}.description")
+    if function.get(schema) is not None:
+        made["parameters"] = check_schema(function[schema], f"{where}.{schema}")
     return {"type": "function", "function": made}
 
 

@@ -152,13 +152,18 @@ class Front:
         return (b"endpoint-load-metrics", b"TEXT " + text.encode())
 
 
-def respond_error(exchange: Exchange, error: DoorstepError, model: Model | None = None) -> None:
+def respond_error(
+    exchange: Exchange,
+    error: DoorstepError,
+    model: Model | None = None,
+    body_of: Callable[[DoorstepError], bytes] = error_body,
+) -> None:
     """Before an answer has begun."""
     exchange.on_disconnect = None
     headers = [JSON_TYPE]
     if status_of(error) == 503:
         headers.append((b"retry-after", str(retry_after_s(model) if model is not None else 1).encode()))
-    exchange.respond(status_of(error), with_request_id(exchange.headers, headers), error_body(error))
+    exchange.respond(status_of(error), with_request_id(exchange.headers, headers), body_of(error))
 
 
 def fingerprint(model: Model) -> str:

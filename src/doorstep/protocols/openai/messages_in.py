@@ -26,7 +26,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     role = _ROLES.get(value.get("role", ""))
     if role is None:
         raise BadField(f"'{where}.role' must be one of {', '.join(_ROLES)}", f"{where}.role", "invalid_value")
-    made: dict[str, Any] = {"role": role, "content": _content(value.get("content"), f"{where}.content")}
+    made: dict[str, Any] = {"role": role, "content": read_content(value.get("content"), f"{where}.content")}
     if role == "assistant":
         if calls := value.get("tool_calls"):
             made["tool_calls"] = _calls(calls, f"{where}.tool_calls")
@@ -44,7 +44,8 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     return made
 
 
-def _content(value: Any, where: str) -> str:
+def read_content(value: Any, where: str) -> str:
+    """A text, or parts that are texts, as one."""
     if value is None:
         return ""
     if isinstance(value, str):
