@@ -127,6 +127,7 @@ class Trace:
         "_closed",
         "_queued",
         "events",
+        "generation",
         "id",
         "model_name",
         "model_version",
@@ -147,6 +148,7 @@ class Trace:
         self.model_version = ""
         self.request_id = ""
         self.span_id = new_span_id() if record.span is not None else ""
+        self.generation: dict[str, Any] = {}  # of a language model: OpenTelemetry's gen_ai attributes
         self._queued = False
         self._closed = False
         record.opened(self)
@@ -188,6 +190,32 @@ class Trace:
             self.stamp("COMPUTE_INPUT_END", batch.input_end_ns or start_ns)
             self.stamp("COMPUTE_OUTPUT_START", batch.output_start_ns or end_ns)
             self.stamp("COMPUTE_END", end_ns)
+
+    def asked(self, operation: str, model: str, body: Mapping[str, Any]) -> None:
+        """A language model is asked to generate, by names of OpenAI's API. Nothing of the text is kept.
+
+        Names are OpenTelemetry's (semantic conventions for generative AI)."""
+        said = self.generation
+        said["gen_ai.operation.name"] = operation
+        said["gen_ai.request.model"] = model
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed"):
+            if name in body:
+                said[f"gen_ai.request.{name}"] = body[name]
+        if "stop" in body:
+            said["gen_ai.request.stop_sequences"] = list(body["stop"])
+
+    def generated(self, finish: str, tokens: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+        """It has answered, or given up. `tokens` by input, output and cached; `seconds` of each phase that came."""
+        said = self.generation
+        said.setdefault("gen_ai.operation.name", "text_completion")
+        said.setdefault("gen_ai.request.model", self.model_name)
+        said["gen_ai.provider.name"] = "doorstep"
+        said["gen_ai.response.model"] = self.model_name
+        said["gen_ai.response.finish_reasons"] = [finish]
+        said["gen_ai.usage.input_tokens"] = tokens["input"]
+        said["gen_ai.usage.output_tokens"] = tokens["output"]
+        said["gen_ai.usage.cache_read.input_tokens"] = tokens["cached"]
+        said |= {f"gen_ai.latency.{name}": value for name, value in seconds.items()}
 
     def streamed(self, request: InferenceRequest, start_ns: int, now: int) -> None:
         """It has had its last response, of which there may have been several."""

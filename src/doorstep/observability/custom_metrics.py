@@ -17,7 +17,7 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from doorstep.errors import InvalidArgument, NotFound, Unsupported
-from doorstep.observability.model_metrics import bound_text
+from doorstep.observability.histograms import bound_text
 from doorstep.services import Handler, OwnHandlers
 
 MOST_METRICS = 10_000  # on one server

@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from doorstep.cache.base import ResponseCache
 from doorstep.observability.cache_metrics import CacheReading, cache_families, cache_reading
 from doorstep.observability.custom_metrics import CustomMetrics
+from doorstep.observability.llm_metrics import llm_families
 from doorstep.observability.machine_metrics import CpuAndMemory, LoopLag, build_family, process_families
 from doorstep.observability.model_metrics import MeasuredModel, ModelReading, model_families, state_family
 from doorstep.repository.base import IndexEntry
@@ -120,6 +121,7 @@ class Snapshot:
 
     def collect(self) -> Iterable[Metric]:
         yield from model_families(self._models, counter_latencies=self._counter_latencies)
+        yield from llm_families([model.llm for model in self._models if model.llm is not None])
         yield state_family(self._index)
         for name, text, _ in LISTENER_GAUGES:
             family: Metric = GaugeMetricFamily(name, text)

@@ -18,12 +18,16 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 
+from doorstep.backends.llm.settings import adapter_names
 from doorstep.config.metrics_options import FIRST_RESPONSE
 from doorstep.config.model import ModelConfig
 from doorstep.errors import FailureReason
 from doorstep.latencies import Latencies, Quantiles
+from doorstep.observability.histograms import add_histogram
+from doorstep.observability.llm_metrics import LLMReading
 from doorstep.repository.base import IndexEntry, ModelState
 from doorstep.scheduler.base import Scheduler
+from doorstep.scheduler.slots import SlotScheduler
 from doorstep.stats import BATCH_SIZE_BUCKETS, DURATION_BUCKETS_S, Histogram, ModelStatistics
 
 
@@ -46,7 +50,7 @@ class MeasuredModel(Protocol):
 class ModelReading:
     """A model, and what may be asked of it only on the event loop."""
 
-    __slots__ = ("cached", "inflight", "labels", "queued", "saturation", "stats")
+    __slots__ = ("cached", "inflight", "labels", "llm", "queued", "saturation", "stats")
 
     def __init__(self, model: MeasuredModel) -> None:
         self.labels = {"model": model.name, "version": model.version}
@@ -59,6 +63,10 @@ class ModelReading:
         self.inflight: int = model.inflight_count
         self.cached: bool = getattr(model.scheduler, "cache", None) is not None
         self.saturation: float = model.saturation
+        self.llm: LLMReading | None = None  # of language models
+        if isinstance(model.scheduler, SlotScheduler):
+            adapters = adapter_names(model.config.parameters)
+            self.llm = LLMReading(model.scheduler, self.labels, len(adapters))
 
 
 _NOT_IN_A_LABEL = re.compile(r"[^a-zA-Z0-9_]")
@@ -147,7 +155,7 @@ def model_families(readings: Sequence[ModelReading], *, counter_latencies: bool 
     for name, text, choose, bounds, scale in HISTOGRAMS:
         histogram = HistogramMetricFamily(name, text)
         for model in readings:
-            _add_histogram(histogram, model.labels, choose(model.stats), bounds, scale)
+            add_histogram(histogram, model.labels, choose(model.stats), bounds, scale)
         yield histogram
     yield from _detailed_families(readings)
 
@@ -169,7 +177,7 @@ def _detailed_families(readings: Sequence[ModelReading]) -> Iterable[Metric]:
     for labels, stats, _ in detailed:
         found = stats.latencies.first_response_ms
         if found is not None:
-            _add_histogram(histogram, labels, found, found.bounds, 1)
+            add_histogram(histogram, labels, found, found.bounds, 1)
     if histogram.samples:
         yield histogram
 
@@ -198,19 +206,3 @@ def _add_summary(family: Metric, labels: dict[str, str], found: Quantiles, quant
         family.add_sample(family.name, labels | {"quantile": repr(quantile)}, value)
     family.add_sample(f"{family.name}_count", labels, found.count)
     family.add_sample(f"{family.name}_sum", labels, found.total)
-
-
-def bound_text(bound: float) -> str:
-    """As Triton writes the bounds of buckets, which dashboards look for: 1, not 1.0."""
-    return "+Inf" if bound == float("inf") else f"{bound:.16g}"
-
-
-def _add_histogram(
-    family: Metric, labels: dict[str, str], histogram: Histogram, bounds: tuple[float, ...], scale: float
-) -> None:
-    name, cumulative = family.name, 0
-    for bound, count in zip((*bounds, float("inf")), list(histogram.counts), strict=True):
-        cumulative += count
-        family.add_sample(f"{name}_bucket", labels | {"le": bound_text(bound)}, cumulative)
-    family.add_sample(f"{name}_count", labels, cumulative)
-    family.add_sample(f"{name}_sum", labels, histogram.total / scale)

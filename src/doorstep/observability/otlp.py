@@ -1,7 +1,8 @@
 """A record of traces as OpenTelemetry spans, in OTLP's JSON encoding. Sends nothing.
 
 Spans, their names, events and attributes are Triton's (server, tracer.cc): `InferRequest` for what a client sent, under
-it one span per model that the request came to, and under that `compute`. (opentelemetry-proto, trace.proto)
+it one span per model that the request came to, and under that `compute`. A language model's has one more, by
+OpenTelemetry's own names: `chat <model>`. (opentelemetry-proto, trace.proto; semantic conventions, gen-ai)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from doorstep.trace import Event, Record, Trace, new_span_id
 
 SCOPE = "triton-server"  # what Triton's tracer is called
 _SERVER_KIND = 2
+_INTERNAL_KIND = 1
 _COMPUTE = ("COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END")
 
 Span = dict[str, Any]
@@ -47,7 +49,7 @@ def _model_spans(record: Record, trace: Trace) -> Iterable[Span]:
     compute = [event for event in trace.events if event[0] in _COMPUTE]
     parent = trace.parent.span_id if trace.parent is not None else record.span.root_span_id
     span = _span(record, trace.model_name, trace.span_id, parent, [ns for _, ns in trace.events], own)
-    attributes: dict[str, str | int] = {
+    attributes: dict[str, Any] = {
         "triton.model_name": trace.model_name,
         "triton.model_version": int(trace.model_version) if trace.model_version.isdecimal() else -1,
         "triton.trace_id": trace.id,
@@ -59,6 +61,13 @@ def _model_spans(record: Record, trace: Trace) -> Iterable[Span]:
     yield span
     if compute:
         yield _span(record, "compute", new_span_id(), trace.span_id, [ns for _, ns in compute], compute)
+    if trace.generation:
+        said = trace.generation
+        name = f"{said['gen_ai.operation.name']} {said['gen_ai.request.model']}"
+        generation = _span(record, name, new_span_id(), trace.span_id, [ns for _, ns in compute or trace.events], ())
+        generation["kind"] = _INTERNAL_KIND  # the model runs here
+        generation["attributes"] = attributes_of(said)
+        yield generation
 
 
 def _span(record: Record, name: str, span_id: str, parent: str, times: Sequence[int], events: Iterable[Event]) -> Span:
@@ -78,11 +87,23 @@ def _span(record: Record, name: str, span_id: str, parent: str, times: Sequence[
     return span
 
 
-def attributes_of(values: Mapping[str, str | int]) -> list[dict[str, Any]]:
-    return [
-        {"key": key, "value": {"intValue": str(value)} if isinstance(value, int) else {"stringValue": value}}
-        for key, value in values.items()
-    ]
+def attributes_of(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of texts, numbers, and lists of them."""
+    return [{"key": key, "value": _value(value)} for key, value in values.items()]
+
+
+def _value(value: Any) -> dict[str, Any]:
+    match value:
+        case bool():
+            return {"boolValue": value}
+        case int():
+            return {"intValue": str(value)}
+        case float():
+            return {"doubleValue": value}
+        case list():
+            return {"arrayValue": {"values": [_value(one) for one in value]}}
+        case _:
+            return {"stringValue": str(value)}
 
 
 def export_request(spans: Sequence[Span], resource: Mapping[str, str]) -> dict[str, Any]:

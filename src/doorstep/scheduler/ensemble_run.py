@@ -95,6 +95,7 @@ class StepRequest(InferenceRequest):
         self.on_room = None
         self.slot = None
         self.tally = tally
+        self.tenant = whole.tenant
         self.trace = None
 
     def send(self, response: InferenceResponse, final: bool) -> None:

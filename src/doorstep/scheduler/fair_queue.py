@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 
 from doorstep.request import InferenceRequest
 from doorstep.scheduler.queue import Priorities, QueuePolicy, queue_full
@@ -27,6 +28,11 @@ class FairQueue:
 
     def __len__(self) -> int:
         return sum(level.size for level in self._levels.values())
+
+    def __iter__(self) -> Iterator[InferenceRequest]:
+        """In no order."""
+        for level in self._levels.values():
+            yield from level
 
     @property
     def limit(self) -> int:
@@ -101,6 +107,10 @@ class _Level:
         self.size = 0  # without those that were taken out, whose places stay
         self._turns: OrderedDict[str, deque[InferenceRequest]] = OrderedDict()  # who is next comes first
         self._delayed: deque[InferenceRequest] = deque()
+
+    def __iter__(self) -> Iterator[InferenceRequest]:
+        for waiting in (*self._turns.values(), self._delayed):
+            yield from (request for request in waiting if request.slot is self)
 
     def append(self, request: InferenceRequest) -> None:
         request.slot = self

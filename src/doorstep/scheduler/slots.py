@@ -94,6 +94,13 @@ class SlotScheduler:
     def queue_limit(self) -> int:
         return self._queue_limit
 
+    def adapters_running(self) -> list[str]:
+        """The LoRA adapters of requests that have a slot."""
+        return sorted({str(request.batch_key) for request in self._running if request.batch_key})
+
+    def adapters_waiting(self) -> list[str]:
+        return sorted({str(request.batch_key) for request in self._queue if request.batch_key})
+
     def retry_after_s(self) -> int:
         """When somebody who was refused may try again: what the queue takes, roughly, and not all at once."""
         ended = self.llm.end_to_end_s
@@ -248,14 +255,29 @@ class SlotScheduler:
             llm.prefill_s.observe((first_ns - started_ns) / 1e9)
             llm.decode_s.observe((progress.last_ns - first_ns) / 1e9)
         if request.trace is not None:
-            request.trace.generated(progress, how)
+            self._trace(request, progress, how, now)
         progress.started_ns = 0
+
+    def _trace(self, request: InferenceRequest, progress: Progress, how: str, now: int) -> None:
+        tokens = {"input": progress.prompt, "output": progress.tokens, "cached": progress.cached}
+        seconds = {
+            "time_in_queue": (progress.started_ns - request.queued_ns) / 1e9,
+            "e2e": (now - request.received_ns) / 1e9,
+        }
+        if progress.first_ns:
+            seconds["time_to_first_token"] = (progress.first_ns - request.received_ns) / 1e9
+            seconds["time_in_model_prefill"] = (progress.first_ns - progress.started_ns) / 1e9
+            seconds["time_in_model_decode"] = (progress.last_ns - progress.first_ns) / 1e9
+        request.trace.generated(how, tokens, seconds)
 
     # Ends other than an answer from the engine
 
     def _cancel(self, request: InferenceRequest) -> None:
         if not self._queue.remove(request) and request in self._light:
             self._light.remove(request)
+        progress = self._progress.get(request)
+        if progress is not None and progress.started_ns:
+            self._ended(request, progress, "abort")  # before its answer, with which its trace ends
         self._runner.end_early(request, cancelled_error())
 
     def _on_alarm(self) -> None:

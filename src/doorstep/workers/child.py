@@ -231,6 +231,7 @@ class Worker:
         request.queued_ns = 0
         request.priority = priority
         request.timeout_us = timeout_us
+        request.tenant = ""
         request.deadline_ns = 0
         request.correlation_id = correlation_id
         request.sequence_start = bool(flags & SEQUENCE_START)

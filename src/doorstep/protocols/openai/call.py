@@ -35,6 +35,7 @@ logger = logging.getLogger("doorstep.openai")
 
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 NO_BUFFERING = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # for proxies on the way
+_OPERATIONS = {"chat": "chat", "complete": "text_completion", "embed": "embeddings"}  # OpenTelemetry's words
 JSON_TYPE = (b"content-type", b"application/json")
 
 
@@ -51,12 +52,13 @@ class Call:
         self._stream = stream
         self._keeps = format.keeps or not stream
         self._choices = [Choice() for _ in jobs]
-        self._open = len(jobs)
+        self._open = set(range(len(jobs)))  # those whose last piece has not come
         self._behind = 0  # bytes sent since the client ceased to read
         self._stalled_at = 0.0
         self._wrote = False  # since the last look
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._job = jobs[0]
         self._requests = [self._request(i, job) for i, job in enumerate(jobs)]
 
     def _request(self, index: int, job: Job) -> InferenceRequest:
@@ -67,6 +69,7 @@ class Call:
         )
         if job.operation in LIGHT:
             request.rows = 0  # needs no slot
+        request.batch_key = job.adapter or None
         request.tenant = self._caller.tenant
         request.priority = self._caller.priority
         request.deadline_ns = self._caller.deadline_ns
@@ -81,6 +84,8 @@ class Call:
         exchange.on_disconnect = self._disconnected
         if server.tracer is not None:
             server.tracer.begin(self._requests[0], HTTP, exchange.headers)
+            if self._requests[0].trace is not None and self._job.operation in _OPERATIONS:
+                self._requests[0].trace.asked(_OPERATIONS[self._job.operation], self._model.name, self._job.body)
         if self._caller.deadline_ns:
             left_s = (self._caller.deadline_ns - time.monotonic_ns()) / 1e9
             self._deadline = loop.call_later(max(left_s, 0), self._fail, Deadline())
@@ -90,7 +95,9 @@ class Call:
             try:
                 server.enqueue(request, self._model)
             except DoorstepError as error:
-                request.sender = _NOBODY
+                release = getattr(request.sender, "release", None)  # a traced request's, whose trace ends with it
+                if release is not None:
+                    release()
                 self._fail(error)
                 return
             if self._exchange is None:
@@ -99,6 +106,8 @@ class Call:
     # Pieces
 
     def receive(self, index: int, response: InferenceResponse, final: bool) -> None:
+        if final:
+            self._open.discard(index)
         if self._exchange is None:
             return
         if response.error is not None:
@@ -109,10 +118,8 @@ class Call:
             self._choices[index].add(delta, keep=self._keeps)
             if self._stream:
                 self._send(self._format.events(index, delta))
-        if final and self._exchange is not None:
-            self._open -= 1
-            if not self._open:
-                self._finish()
+        if not self._open and self._exchange is not None:
+            self._finish()
 
     def _send(self, data: bytes) -> None:
         exchange = self._exchange
@@ -206,9 +213,8 @@ class Call:
         self._cancel()
 
     def _cancel(self) -> None:
-        for request in self._requests:
-            request.sender = _NOBODY
-            request.cancel()
+        for index in tuple(self._open):
+            self._requests[index].cancel()
 
     def _let_go(self) -> None:
         """Of the exchange, which holds the requests that hold this."""
@@ -230,14 +236,6 @@ class _Sender:
 
     def send(self, response: InferenceResponse, final: bool) -> None:
         self._receive(response, final)
-
-
-class _Nobody:
-    def send(self, response: InferenceResponse, final: bool) -> None:
-        """The call is over."""
-
-
-_NOBODY = _Nobody()
 
 
 def retry_after_s(model: Model) -> int:
