@@ -20,6 +20,7 @@ BACKENDS: dict[str, tuple[str, str, str]] = {
     "onnxruntime": ("doorstep.backends.onnxruntime", "OnnxBackend", "onnxruntime"),
     "python": ("doorstep.backends.python", "PythonBackend", ""),
     "llamacpp": ("doorstep.backends.llm", "LlamaCppBackend", "xllamacpp"),
+    "transformers": ("doorstep.backends.llm", "TransformersBackend", "doorstep[transformers]"),
     "vllm": ("doorstep.backends.llm", "VllmBackend", "doorstep[vllm]"),
     "openvino": ("doorstep.backends.llm", "OpenVinoBackend", "doorstep[openvino]"),
     "identity": ("doorstep.backends.identity", "IdentityBackend", ""),

@@ -42,6 +42,7 @@ ARTEFACTS = (
     Artefact("model.gguf", "llamacpp"),
     Artefact("openvino_model.xml", "openvino"),
     Artefact("model.json", "vllm"),
+    Artefact("config.json", "transformers"),  # its folder is the model; last, as other formats keep one too
 )
 PLATFORMS = {a.platform: a.backend for a in ARTEFACTS if a.platform} | {"libtorch": "pytorch"}
 
@@ -142,7 +143,8 @@ def _undetermined(name: str, version_directory: Path | None) -> Problem:
     )
     if version_directory is None or not version_directory.is_dir():
         return Problem("backend", what, f"put the model's file in {name}/1/, as model.onnx or model.py")
-    suffixes = {Path(a.filename).suffix: a.filename for a in ARTEFACTS}
+    models = [a.filename for a in ARTEFACTS if a.filename.startswith("model.") and not a.filename.endswith(".json")]
+    suffixes = {Path(name).suffix: name for name in models}
     near = sorted(p.name for p in version_directory.iterdir() if p.suffix in suffixes and not p.name.startswith("."))
     here = f"{name}/{version_directory.name}"
     if near:

@@ -8,11 +8,17 @@ from typing import Any
 
 from doorstep.backends.llm import vllm_args
 from doorstep.backends.llm.gguf import read_head
+from doorstep.backends.llm.hf_folder import read_folder
 from doorstep.backends.llm.settings import DEFAULT_CONTEXT, PARAMETERS, read_settings
 from doorstep.backends.llm.tensors import add_tensors
 from doorstep.errors import ConfigError, DoorstepError, Problem
 
-DEFAULT_FILENAMES = {"llamacpp": "model.gguf", "vllm": "model.json", "openvino": "openvino_model.xml"}
+DEFAULT_FILENAMES = {
+    "llamacpp": "model.gguf",
+    "transformers": "config.json",
+    "vllm": "model.json",
+    "openvino": "openvino_model.xml",
+}
 
 
 class Facts:
@@ -34,7 +40,16 @@ def _vllm_facts(path: Path) -> Facts:
     return Facts(task=found.task, said=found.said)
 
 
-_FACTS: dict[str, Callable[[Path], Facts]] = {"llamacpp": _gguf_facts, "vllm": _vllm_facts}
+def _folder_facts(path: Path) -> Facts:
+    folder = read_folder(path)
+    return Facts(folder.context_length, folder.task)
+
+
+_FACTS: dict[str, Callable[[Path], Facts]] = {
+    "llamacpp": _gguf_facts,
+    "transformers": _folder_facts,
+    "vllm": _vllm_facts,
+}
 
 
 def complete_config(engine: str, proto: Any, version_directory: Path, backend_config: Mapping[str, str]) -> None:

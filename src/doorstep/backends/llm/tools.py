@@ -215,7 +215,7 @@ class CallsInText:
                 self._inside = not self._inside
                 continue
             if not self._inside:
-                keep = _begins(self._held, mark)
+                keep = begins(self._held, mark)
                 yield from self._words(self._held[: len(self._held) - keep])
                 self._held = self._held[len(self._held) - keep :]
             return
@@ -248,6 +248,6 @@ class CallsInText:
         self.count += 1
 
 
-def _begins(text: str, mark: str) -> int:
+def begins(text: str, mark: str) -> int:
     """How many characters at the end of `text` may be the beginning of `mark`."""
     return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-n:])), 0)
