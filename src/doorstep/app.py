@@ -71,10 +71,16 @@ class Exit(IntEnum):
 class App:
     """One server process. Touched only from the event loop."""
 
-    def __init__(self, options: ServerOptions, on_ready: Callable[[App], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        on_ready: Callable[[App], None] | None = None,
+        on_leave: Callable[[], None] | None = None,
+    ) -> None:
         self.options = options
         self.listeners: list[Listener] = []
         self._on_ready = on_ready
+        self._on_leave = on_leave
         self._stop = asyncio.Event()
         self._signals = 0
         self._vertex_ai: VertexAiFront | None = None
@@ -320,7 +326,7 @@ class App:
         name = signal.Signals(number).name
         if self._signals > 1:
             logger.warning("%s again: ending at once", name)
-            _leave(Exit.CUT_OFF)
+            _leave(Exit.CUT_OFF, self._on_leave)
         logger.info("%s: finishing what is in flight, for at most %d s", name, self.options.exit_timeout_secs)
         self.server.stop_accepting()
         self._stop.set()
@@ -359,8 +365,12 @@ def _what(listener: Listener) -> str:
 _WHAT = {"metrics": "metrics", "sagemaker": "SageMaker", "vertex-ai": "Vertex AI"}
 
 
-def run(options: ServerOptions, on_ready: Callable[[App], None] | None = None) -> int:
-    """Serves until a signal; returns the exit code."""
+def run(
+    options: ServerOptions,
+    on_ready: Callable[[App], None] | None = None,
+    on_leave: Callable[[], None] | None = None,
+) -> int:
+    """Serves until a signal; returns the exit code. `on_leave` is called where the process ends without returning."""
     import uvloop
 
     limit_arenas()
@@ -368,16 +378,18 @@ def run(options: ServerOptions, on_ready: Callable[[App], None] | None = None) -
     sys.setswitchinterval(0.0005)
 
     async def main() -> Exit:
-        return await App(options, on_ready).run()
+        return await App(options, on_ready, on_leave).run()
 
     code = uvloop.run(main())
     if code is Exit.CUT_OFF:
-        _leave(code)  # a thread that hangs in a library would be waited for
+        _leave(code, on_leave)  # a thread that hangs in a library would be waited for
     return code
 
 
-def _leave(code: Exit) -> NoReturn:
+def _leave(code: Exit, on_leave: Callable[[], None] | None) -> NoReturn:
     """Ends the process whatever its threads do, with the log written."""
+    if on_leave is not None:
+        on_leave()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

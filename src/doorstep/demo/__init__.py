@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 MARKER = ".doorstep-demo.json"  # in the repository's root; the name starts with a dot, so it is no model
+CHAT = "chat"  # the language model's name in it
+
+# What a language model is for → where it is asked, and with what besides its name.
+_QUESTIONS: dict[str, tuple[str, dict[str, object]]] = {
+    "generate": (
+        "/v1/chat/completions",
+        {"stream": True, "messages": [{"role": "user", "content": "Why is the sky blue?"}]},
+    ),
+    "embed": ("/v1/embeddings", {"input": "A cat sat on the mat."}),
+    "rerank": ("/v1/rerank", {"query": "Where is the cat?", "documents": ["On the mat.", "Shares fell."]}),
+}
 
 
 def is_demo(repository: str | Path) -> bool:
@@ -12,7 +24,8 @@ def is_demo(repository: str | Path) -> bool:
 
 
 def curl_lines(base_url: str, repository: str | Path) -> list[str]:
-    """Commands to copy and paste: a sentence to its embedding, a file's bytes to its type. [] where it is no demo.
+    """Commands to copy and paste: a sentence to its embedding, a file's bytes to its type, a chat. [] where it is no
+    demo.
 
     `base_url` is the HTTP listener's, as in http://127.0.0.1:8000.
     """
@@ -27,4 +40,13 @@ def curl_lines(base_url: str, repository: str | Path) -> list[str]:
         # The header says that the whole body is the one input, as it is; the answer is binary too, hence tr.
         f"curl -s {base}/v2/models/magika/infer -H 'Inference-Header-Content-Length: 0' --data-binary @{file}"
         " | tr -c '[:print:]' ' '; echo",
+        language_model_line(base, CHAT, "generate"),
     ]
+
+
+def language_model_line(base_url: str, model: str, task: str) -> str:
+    """A command that asks a language model for what it is for: generate, embed or rerank."""
+    path, asked = _QUESTIONS[task]
+    body = json.dumps({"model": model, **asked}, separators=(",", ":"))
+    cut = " | cut -c -200" if task == "embed" else ""
+    return f"curl -sN {base_url.rstrip('/')}{path} -H 'Content-Type: application/json' -d '{body}'{cut}"

@@ -88,6 +88,7 @@ FILES = {
     "magika/1/magika.onnx": "magika.onnx",
     "magika/1/config.json": "magika-config.json",
     "magika/1/content_types.json": "magika-content-types.json",
+    "chat/1/model.gguf": LANGUAGE_MODEL.members[0].keep_as,  # a language model: no config either
 }
 # In the repository → in this package.
 MODELS = {"minilm/1/model.py": "minilm.py", "magika/1/model.py": "magika.py"}
@@ -159,7 +160,7 @@ def _refuse_strangers(directory: Path) -> None:
 
 
 def _place(source: Path, target: Path) -> None:
-    """A hard link, so that 23 MB are on the disk once; a copy where the cache is on another disk."""
+    """A hard link, so that 100 MB are on the disk once; a copy where the cache is on another disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and (target.samefile(source) or target.stat().st_size == source.stat().st_size):
         return

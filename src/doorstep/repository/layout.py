@@ -12,7 +12,7 @@ from pathlib import Path
 from doorstep.errors import Problem
 
 # The name a model's file must have to be found without a config, by its suffix.
-FILE_NAMES = {".onnx": "model.onnx", ".py": "model.py"}
+FILE_NAMES = {".onnx": "model.onnx", ".py": "model.py", ".gguf": "model.gguf"}
 
 
 def mistaken(path: Path) -> Problem | None:
