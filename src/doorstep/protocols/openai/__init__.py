@@ -8,6 +8,7 @@ from doorstep.protocols.openai.embeddings import Embeddings
 from doorstep.protocols.openai.front import Front
 from doorstep.protocols.openai.models import Models
 from doorstep.protocols.openai.rerank import Rerank
+from doorstep.protocols.openai.responses import Responses
 from doorstep.protocols.openai.tokens import Tokens
 from doorstep.wire.limits import WireLimits
 from doorstep.wire.router import Router
@@ -21,6 +22,7 @@ def register(router: Router, server: InferenceServer, limits: WireLimits, *, pin
     front = Front(server, limits, ping_s=ping_s)
     router.add("POST", "/v1/chat/completions", front.chat)
     router.add("POST", "/v1/completions", front.completions)
+    router.add("POST", "/v1/responses", Responses(front).create)
     embeddings = Embeddings(front)
     router.add("POST", "/v1/embeddings", embeddings.embed)
     models = Models(front)

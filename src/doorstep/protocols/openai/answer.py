@@ -101,7 +101,7 @@ def event(document: Any) -> bytes:
 
 def named_event(document: Mapping[str, Any]) -> bytes:
     """Where an API says an event's type beside its data too."""
-    return b"event: " + document["type"].encode() + b"\n" + event(document)
+    return b"event: %b\n" % str(document["type"]).encode() + event(document)
 
 
 def new_id(prefix: str) -> str:

@@ -23,7 +23,8 @@ def read_messages(value: Any, where: str) -> list[dict[str, Any]]:
 def _message(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadField(f"'{where}' must be an object", where, "invalid_type")
-    role = _ROLES.get(value.get("role", ""))
+    given = value.get("role")
+    role = _ROLES.get(given) if isinstance(given, str) else None
     if role is None:
         raise BadField(f"'{where}.role' must be one of {', '.join(_ROLES)}", f"{where}.role", "invalid_value")
     made: dict[str, Any] = {"role": role, "content": read_content(value.get("content"), f"{where}.content")}
