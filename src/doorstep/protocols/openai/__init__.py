@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from doorstep.protocols.openai.embeddings import Embeddings
 from doorstep.protocols.openai.front import Front
+from doorstep.protocols.openai.messages import Messages
 from doorstep.protocols.openai.models import Models
 from doorstep.protocols.openai.rerank import Rerank
 from doorstep.protocols.openai.responses import Responses
@@ -23,6 +24,9 @@ def register(router: Router, server: InferenceServer, limits: WireLimits, *, pin
     router.add("POST", "/v1/chat/completions", front.chat)
     router.add("POST", "/v1/completions", front.completions)
     router.add("POST", "/v1/responses", Responses(front).create)
+    messages = Messages(front)
+    router.add("POST", "/v1/messages", messages.create)
+    router.add("POST", "/v1/messages/count_tokens", messages.count)
     embeddings = Embeddings(front)
     router.add("POST", "/v1/embeddings", embeddings.embed)
     models = Models(front)
