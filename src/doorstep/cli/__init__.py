@@ -13,6 +13,7 @@ COMMANDS = {
     "check": ("doorstep.cli.check", "say what is wrong with a folder of models, without loading any"),
     "models": ("doorstep.cli.models", "list the models of a running server"),
     "infer": ("doorstep.cli.infer", "run one request, from a terminal"),
+    "chat": ("doorstep.cli.chat", "talk with a language model of a running server"),
     "bench": ("doorstep.cli.bench", "measure a running server's rate and latency"),
     "demo": ("doorstep.cli.demo", "write a repository with real models to try"),
     "tritonserver": ("doorstep.cli.serve", "serve, for scripts that were written for tritonserver"),
@@ -23,9 +24,11 @@ usage: doorstep COMMAND [OPTIONS]
 
 Turns a folder of models into a service. A first try, in three commands:
 
-  doorstep demo demo-models          # fetch two small models
+  doorstep demo demo-models          # fetch a few small models
   doorstep serve demo-models         # serve them; leave it running
-  doorstep infer minilm text="Hello" # in another terminal
+  doorstep infer minilm text="Hello" # in another terminal; or: doorstep chat
+
+A language model needs no folder: doorstep serve model.gguf
 
 commands:
 {commands}

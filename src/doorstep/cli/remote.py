@@ -27,22 +27,30 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_client(given: argparse.Namespace) -> Client:
+    return Client(given.url, timeout=given.timeout, headers=headers_of(given), tls=tls_of(given))
+
+
+def headers_of(given: argparse.Namespace) -> dict[str, str]:
     headers = {}
     for header in given.header:
         name, colon, value = header.partition(":")
         if not colon:
             raise InvalidArgument(f"--header {header}: write NAME:VALUE")
         headers[name.strip()] = value.strip()
-    tls = None
-    if given.url.startswith("https://"):
-        try:
-            tls = ssl.create_default_context(cafile=given.tls_ca)
-        except OSError as error:
-            raise InvalidArgument(f"--tls-ca {given.tls_ca}: {error.strerror or error}") from None
-        if given.insecure:
-            tls.check_hostname = False
-            tls.verify_mode = ssl.CERT_NONE
-    return Client(given.url, timeout=given.timeout, headers=headers, tls=tls)
+    return headers
+
+
+def tls_of(given: argparse.Namespace) -> ssl.SSLContext | None:
+    if not given.url.startswith("https://"):
+        return None
+    try:
+        tls = ssl.create_default_context(cafile=given.tls_ca)
+    except OSError as error:
+        raise InvalidArgument(f"--tls-ca {given.tls_ca}: {error.strerror or error}") from None
+    if given.insecure:
+        tls.check_hostname = False
+        tls.verify_mode = ssl.CERT_NONE
+    return tls
 
 
 def reporting_errors(prog: str, action: Callable[[], int]) -> int:
