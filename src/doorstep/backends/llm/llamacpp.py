@@ -22,6 +22,7 @@ from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, too_
 from doorstep.backends.llm.gguf import read_head
 from doorstep.backends.llm.job import Delta, Job, Usage
 from doorstep.backends.llm.openai_chunks import delta_of, split_calls, usage_of
+from doorstep.backends.llm.tool_plan import Split, plan_tools
 from doorstep.backends.llm.upstream import Upstream, socket_folder
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument, Unavailable
 
@@ -136,9 +137,8 @@ class LlamaCppEngine(LLMEngine):
             path = "/v1/completions"
         return self._deltas(path, body, split, aborted)
 
-    def _chat(self, asked: Mapping[str, Any], body: dict[str, Any]) -> tools.CallStream | tools.CallsInText | None:
+    def _chat(self, asked: Mapping[str, Any], body: dict[str, Any]) -> Split | None:
         """Fills in what is a chat's; gives what finds calls in the answer, where llama.cpp does not."""
-        messages = list(asked["messages"])
         if asked.get("logprobs"):
             body["logprobs"] = True
             body["top_logprobs"] = max(asked.get("top_logprobs") or 0, 1)
@@ -147,31 +147,20 @@ class LlamaCppEngine(LLMEngine):
             kwargs |= {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
         if kwargs:
             body["chat_template_kwargs"] = kwargs
-        functions = (
-            [tool["function"] for tool in asked.get("tools") or ()] if asked.get("tool_choice") != "none" else []
-        )
-        split: tools.CallStream | tools.CallsInText | None = None
-        if forced := tools.forced_tools(asked):
-            schema = tools.call_schema(forced, parallel=bool(asked.get("parallel_tool_calls")))
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
-            messages = tools.with_tools_in_words(messages, forced, forced=True)
-            split = tools.CallStream()
-        elif functions and self._knows_tools:
+        plan = plan_tools(asked, knows_tools=self._knows_tools)
+        if plan.schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": plan.schema}}
+        else:
+            _constrain(asked, body)
+        if plan.functions:
             body["tools"] = asked["tools"]
             body["tool_choice"] = "auto"
             body["parallel_tool_calls"] = asked.get("parallel_tool_calls", True)
-        elif functions:
-            messages = tools.with_tools_in_words(messages, functions, forced=False)
-            split = tools.CallsInText()
-        elif not self._knows_tools:
-            messages = tools.calls_in_words(messages)
-        if not forced:
-            _constrain(asked, body)
-        body["messages"] = messages
-        return split
+        body["messages"] = plan.messages
+        return plan.split
 
     def _deltas(
-        self, path: str, body: dict[str, Any], split: tools.CallStream | tools.CallsInText | None, aborted: Aborted
+        self, path: str, body: dict[str, Any], split: Split | None, aborted: Aborted
     ) -> Generator[Delta, None, None]:
         number = id(body)
         finish, usage = "", Usage()

@@ -8,6 +8,7 @@ from typing import Any
 
 from doorstep.backends.llm import tools
 from doorstep.backends.llm.job import Delta, Usage
+from doorstep.backends.llm.tool_plan import Split
 
 
 def delta_of(choice: Mapping[str, Any]) -> Delta:
@@ -27,7 +28,7 @@ def usage_of(told: Mapping[str, Any], *, prefill_us: int = 0, decode_us: int = 0
     return Usage(told.get("prompt_tokens", 0), told.get("completion_tokens") or 0, cached, prefill_us, decode_us)
 
 
-def split_calls(split: tools.CallStream | tools.CallsInText, delta: Delta) -> Iterator[Delta]:
+def split_calls(split: Split, delta: Delta) -> Iterator[Delta]:
     """A piece of text that may hold calls, as pieces of words and of calls."""
     tokens = delta.tokens
     if isinstance(split, tools.CallStream):

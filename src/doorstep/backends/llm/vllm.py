@@ -22,6 +22,7 @@ from doorstep.backends.llm.child_program import ChildProgram, find_program
 from doorstep.backends.llm.engine import CONTEXT_LENGTH, Aborted, EngineMetrics, LLMEngine, too_long
 from doorstep.backends.llm.job import Delta, Job, Usage
 from doorstep.backends.llm.openai_chunks import delta_of, split_calls, usage_of
+from doorstep.backends.llm.tool_plan import Split, plan_tools
 from doorstep.backends.llm.upstream import Upstream, socket_folder
 from doorstep.backends.llm.vllm_args import command_line, read_engine_args
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument, NotFound, Unavailable, Unsupported
@@ -145,32 +146,20 @@ class VllmEngine(LLMEngine):
             body["structured_outputs"] = {"grammar": grammar}
         return body | {"model": job.adapter or self.settings.model}
 
-    def _chat(self, asked: Mapping[str, Any], body: dict[str, Any]) -> tools.CallStream | tools.CallsInText | None:
+    def _chat(self, asked: Mapping[str, Any], body: dict[str, Any]) -> Split | None:
         """Fills in what is a chat's; gives what finds calls in the answer, where vLLM has no parser for them."""
-        messages = list(asked["messages"])
         body |= {key: asked[key] for key in _CHAT_FIELDS if asked.get(key) is not None}
-        functions = (
-            [tool["function"] for tool in asked.get("tools") or ()] if asked.get("tool_choice") != "none" else []
-        )
-        split: tools.CallStream | tools.CallsInText | None = None
-        if forced := tools.forced_tools(asked):
-            schema = tools.call_schema(forced, parallel=bool(asked.get("parallel_tool_calls")))
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
-            messages = tools.with_tools_in_words(messages, forced, forced=True)
-            split = tools.CallStream()
-        elif functions and self._parses_tools:
+        plan = plan_tools(asked, knows_tools=self._parses_tools)
+        if plan.schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": plan.schema}}
+        if plan.functions:
             parallel = asked.get("parallel_tool_calls", True)
             body |= {"tools": asked["tools"], "tool_choice": "auto", "parallel_tool_calls": parallel}
-        elif functions:
-            messages = tools.with_tools_in_words(messages, functions, forced=False)
-            split = tools.CallsInText()
-        elif not self._parses_tools:
-            messages = tools.calls_in_words(messages)
-        body["messages"] = messages
-        return split
+        body["messages"] = plan.messages
+        return plan.split
 
     def _deltas(
-        self, path: str, body: dict[str, Any], split: tools.CallStream | tools.CallsInText | None, aborted: Aborted
+        self, path: str, body: dict[str, Any], split: Split | None, aborted: Aborted
     ) -> Generator[Delta, None, None]:
         finish, usage = "", Usage()
         counted = unsaid = 0  # tokens: of all chunks; of those that said nothing
