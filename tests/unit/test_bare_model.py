@@ -117,6 +117,11 @@ def test_a_folder_that_is_a_model_is_linked_whole(tmp_path: Path, files: tuple[s
     assert found.files == {name: folder / name for name in {Path(file).parts[0] for file in files}}
 
 
+def test_the_same_model_in_another_format_is_left_out(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "tiny", "config.json", "model.safetensors", "model.onnx")
+    assert model_at(folder).files.keys() == {"config.json", "model.safetensors"}
+
+
 def test_a_snapshot_of_the_hubs_cache_is_called_after_its_model(tmp_path: Path) -> None:
     folder = touch(tmp_path / "models--org--Tiny-1B/snapshots/0a1b2c", "config.json", "model.safetensors")
     assert model_at(folder).name == "Tiny-1B"

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doorstep.backends.llm.gguf import MAGIC, read_head
+from doorstep.config.complete import ARTEFACTS
 from doorstep.errors import BackendError, Problem
 from doorstep.repository.layout import mistaken
 
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.ASCII)
 _SNAPSHOT = re.compile(r"models--.+--(?P<name>.+)")  # in the cache of Hugging Face's hub
+
+# The same model in another format may lie in the folder, too: its file would say that another backend runs it.
+_OTHER_ARTEFACTS = {a.filename for a in ARTEFACTS} - {"openvino_model.xml", "config.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +50,17 @@ def _folder(path: Path) -> BareModel | Problem | None:
     names = {entry.name for entry in entries}
     weights = {entry.suffix for entry in entries if entry.is_file()}
     if "openvino_model.xml" in names or ("config.json" in names and ".safetensors" in weights):
-        return BareModel(_cleaned(_folder_name(path)), {entry.name: entry.absolute() for entry in entries})
+        files = {entry.name: entry.absolute() for entry in entries if entry.name not in _OTHER_ARTEFACTS}
+        return BareModel(_cleaned(_folder_name(path)), files)
     if "config.json" in names:
         why = "has a model's config.json, but no weights that can be served (*.safetensors, openvino_model.xml)"
         return Problem(str(path), why, "fetch the model's whole folder, or name a .gguf file of it")
     if ".gguf" in weights and not any(entry.is_dir() for entry in entries):
-        files = [entry for entry in entries if entry.suffix == ".gguf"]
-        if len({_without_part(file) for file in files}) == 1:
-            return _gguf(files[0])
-        fix = f"name one of them, as in doorstep serve {files[0]}"
-        return Problem(str(path), f"holds {len(files)} GGUF files, and no folder of a model", fix)
+        found = [entry for entry in entries if entry.suffix == ".gguf"]
+        if len({_without_part(file) for file in found}) == 1:
+            return _gguf(found[0])
+        fix = f"name one of them, as in doorstep serve {found[0]}"
+        return Problem(str(path), f"holds {len(found)} GGUF files, and no folder of a model", fix)
     return None
 
 
