@@ -418,7 +418,7 @@ def client_of(stream: bytes) -> openai.OpenAI:
 def test_openais_client_puts_a_stream_of_all_kinds_together() -> None:
     with (
         client_of(streamed(made(stream=True), ALL)) as client,
-        client.responses.stream(model="m", input="Hi", tools=[ADD]) as stream,  # type: ignore[list-item]
+        client.responses.stream(model="m", input="Hi", tools=[ADD]) as stream,
     ):
         found = stream.get_final_response()
     assert [one.type for one in found.output] == ["reasoning", "message", "function_call"]
