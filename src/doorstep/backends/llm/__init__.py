@@ -19,6 +19,7 @@ from doorstep.errors import BackendError
 # engine → (module, class, what to install when its library is missing)
 ENGINES = {
     "llamacpp": ("doorstep.backends.llm.llamacpp", "LlamaCppEngine", "xllamacpp"),
+    "transformers": ("doorstep.backends.llm.transformers_engine", "TransformersEngine", "doorstep[transformers]"),
     "vllm": ("doorstep.backends.llm.vllm", "VllmEngine", "doorstep[vllm]"),
     "openvino": ("doorstep.backends.llm.openvino", "OpenVinoEngine", "doorstep[openvino]"),
 }
@@ -56,8 +57,10 @@ class LLMBackend(Backend):
             context.version_directory,
             context.backend_config,
         )
-        if not settings.threads and context.threads:
-            settings = replace(settings, threads=context.threads)
+        if not settings.threads:
+            # An engine's threads spin while they wait for each other: where they take every core, the thread that must
+            # answer clients takes one of theirs away, and all the others spin for it.
+            settings = replace(settings, threads=max((context.threads or settings.thread_count) - 1, 1))
         if context.kind == "KIND_GPU":
             settings = replace(settings, gpu=context.device_id)
         log = context.log or (lambda level, message: None)
@@ -69,6 +72,11 @@ class LLMBackend(Backend):
 class LlamaCppBackend(LLMBackend):
     def __init__(self) -> None:
         super().__init__("llamacpp")
+
+
+class TransformersBackend(LLMBackend):
+    def __init__(self) -> None:
+        super().__init__("transformers")
 
 
 class VllmBackend(LLMBackend):
