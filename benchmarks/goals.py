@@ -61,6 +61,10 @@ CACHE_CPU = (Goal(ONE_MLP, "cpu_us", "most", 1.3),)
 ENSEMBLE_LATENCY = (Goal(ONE_MLP, "p50_us", "most", 1.5),)
 ENSEMBLE_RATE = (Goal(ONE_MLP, "rate", "least", 0.5),)
 
+LLM_SHARE = 0.97  # of the tokens per second of the engine in process
+LLM_FIRST_TOKEN_MS = 5
+LLM_GAP = 3
+
 MINILM_SHARE = 0.95
 START_S = 1.0
 IDLE_MB = 150

@@ -30,6 +30,7 @@ from benchmarks.common import (
 )
 from benchmarks.ensemble import ensemble
 from benchmarks.goals import Figure
+from benchmarks.llm import llm
 from benchmarks.load import HttpBody
 from benchmarks.measure import Series, Target, measure, post_once
 from benchmarks.python_model import python_large, python_small
@@ -228,9 +229,10 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "streaming": streaming,
     "sequences": sequences,
     "minilm": minilm,
+    "llm": llm,
     "start-up": start_up,
     "install": install,
     "agreement": agreement,
 }
 # These start what they need themselves.
-PEERLESS = {"ensemble", "cache", "streaming", "sequences", "minilm", "start-up", "install"}
+PEERLESS = {"ensemble", "cache", "streaming", "sequences", "minilm", "llm", "start-up", "install"}
