@@ -7,6 +7,7 @@ and begun anew.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from doorstep.errors import BackendError, DoorstepError
 _PAGE = 32  # tokens: what prompts have in common is found by the page
 _ACCELERATOR_BATCH = 1024  # tokens of prompts between two of an answer; fewer would leave most of a GPU idle
 _STOP_S = 30.0
+
+logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # its warnings have beginnings of prompts
 
 Failed = Callable[[DoorstepError], None]
 
@@ -79,13 +82,8 @@ class Batching:
 
     def died(self) -> BackendError:
         cause = self._manager.background_thread_status.fatal_error
-        if isinstance(cause, MemoryError):
-            return BackendError(
-                "the memory does not suffice for the context of all slots: lower context_size or slots, or "
-                f"prompt_cache_mb ({cause})"
-            )
         why = f"{type(cause).__name__}: {cause}" if cause is not None else "it was stopped"
-        return BackendError(f"the thread that generates has ended: {why}")
+        return _failure(f"the thread that generates has ended: {why}")
 
     def submit(self, prompt: Sequence[int], sampler: Sampler, failed: Failed) -> str:
         """The request's id, for `end`, which must be called however it goes."""
@@ -128,7 +126,7 @@ class _Router(OutputRouter):  # type: ignore[misc]
     def deliver(self, output: Any) -> None:
         failed = self.failed.get(output.request_id)
         if output.error is not None and failed is not None:
-            failed(BackendError(f"the engine failed: {output.error}"))
+            failed(_failure(f"the engine failed: {output.error}"))
 
     def deliver_batch(self, outputs: list[Any]) -> None:
         for output in outputs:
@@ -164,6 +162,15 @@ def _bytes_per_token(model: Any) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * head * model.dtype.itemsize)
+
+
+def _failure(why: str) -> BackendError:
+    if "Memory footprint" in why:
+        why = (
+            "the memory does not suffice for the context of all slots: lower context_size, slots or prompt_cache_mb "
+            f"({why})"
+        )
+    return BackendError(why)
 
 
 def _cannot(model: Any, error: Exception) -> BackendError:

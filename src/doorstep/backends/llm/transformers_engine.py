@@ -59,6 +59,7 @@ class TransformersEngine(LLMEngine):
         self._folder = read_folder(settings.path)  # what is damaged is told in words, before a library reads it
         self._refuse()
         torch.set_num_threads(settings.thread_count)
+        transformers.utils.logging.disable_progress_bar()
         self._batching: Batching | None = None
         self._tokens: dict[str, int] = {}  # request → tokens it has in the cache
         try:
