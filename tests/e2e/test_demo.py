@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import openai
 import pytest
+import requests
 from tokenizers import BertWordPieceTokenizer
 
 from doorstep.cli import main
@@ -114,7 +116,7 @@ def test_the_bare_onnx_file_is_served_without_a_config(client: Client) -> None:
     assert shape == (1, 2, 384)
 
 
-# The two lines that `doorstep serve` ends with
+# The lines that `doorstep serve` ends with
 
 
 @pytest.fixture
@@ -147,12 +149,73 @@ def test_the_curl_line_for_a_file_ends_with_its_type(curls: list[str], tmp_path:
     assert shown.strip().isprintable()
 
 
-def test_serve_shows_both_lines(server: ServerProcess, models: Path) -> None:
-    assert all(line in server.logs() for line in curl_lines(f"http://{server.http}", models))
+def test_the_curl_line_for_a_chat_is_answered_piece_by_piece(curls: list[str], tmp_path: Path) -> None:
+    asked = curls[2].replace('"stream":true', '"stream":true,"max_tokens":8,"temperature":0')
+    *events, done = shell(asked, tmp_path).split("\n\n")[:-1]
+    assert done == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert {chunk["model"] for chunk in chunks} == {"chat"}
+    pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert len([piece for piece in pieces if piece]) > 2
+    assert "".join(pieces).strip()
+
+
+def test_serve_shows_every_line_and_how_to_chat(server: ServerProcess, models: Path, tmp_path: Path) -> None:
+    lines = curl_lines(f"http://{server.http}", models)
+    assert len(lines) == 3
+    assert all(line in server.logs() for line in lines)
+    (chat,) = [line for line in server.logs().splitlines() if f" chat --url http://{server.http}" in line]
+    assert shell(f"{chat} --max-tokens 4 -m hello", tmp_path).strip()
 
 
 def test_what_is_no_demo_has_no_curl_lines(tmp_path: Path) -> None:
     assert curl_lines("http://h", tmp_path) == []
+
+
+# OpenAI's client
+
+
+@pytest.fixture(scope="module")
+def openai_client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url("/v1"), api_key="none", max_retries=0) as found:
+        yield found
+
+
+def test_the_chat_model_answers_openais_client(openai_client: openai.OpenAI) -> None:
+    asked: Any = {"model": "chat", "messages": [{"role": "user", "content": "What is 2+2?"}], "max_tokens": 16}
+    whole = openai_client.chat.completions.create(**asked, temperature=0).choices[0].message.content
+    assert whole is not None
+    assert " 4" in whole
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in openai_client.chat.completions.create(**asked, temperature=0, stream=True)
+    ]
+    assert "".join(pieces) == whole
+    assert len(pieces) > 4
+
+
+def test_openais_client_gets_embeddings_in_which_near_sentences_are_closer(
+    openai_client: openai.OpenAI, client: Client
+) -> None:
+    # The client asks for base64 where nothing else is said, and decodes it.
+    found = openai_client.embeddings.create(model="minilm", input=SENTENCES[:4])
+    embeddings = np.array([entry.embedding for entry in found.data])
+    near = embeddings @ embeddings.T
+    assert min(near[0, 1], near[2, 3]) > max(near[0, 2], near[0, 3], near[1, 2], near[1, 3]) + 0.2
+    expected = np.concatenate([client.infer("minilm", text=text) for text in SENTENCES[:4]])
+    np.testing.assert_allclose(embeddings, expected, atol=1e-4)
+    as_numbers = openai_client.embeddings.create(model="minilm", input=SENTENCES[0], encoding_format="float")
+    np.testing.assert_allclose(as_numbers.data[0].embedding, expected[0], atol=1e-4)
+
+
+def test_rerank_puts_the_nearest_sentence_first(server: ServerProcess) -> None:
+    asked = {"model": "minilm", "query": SENTENCES[0], "documents": [SENTENCES[2], SENTENCES[1], SENTENCES[3]]}
+    response = requests.post(server.url("/v1/rerank"), json={**asked, "top_n": 2}, timeout=60)
+    assert response.status_code == 200, response.text
+    results = response.json()["results"]
+    assert results[0]["index"] == 1
+    assert results[0]["relevance_score"] > results[1]["relevance_score"] + 0.2
+    assert len(results) == 2
 
 
 # The commands
@@ -182,7 +245,7 @@ def test_infer_helps_who_does_not_know_the_model(server: ServerProcess) -> None:
     assert "its input is: text BYTES [-1, 1]" in done.stderr
     done = doorstep("infer", "minilmm", "text=a", server=server)
     assert done.returncode == 1
-    assert "(there are: magika, minilm, minilm_onnx)" in done.stderr
+    assert "(there are: chat, magika, minilm, minilm_onnx)" in done.stderr
     done = doorstep("infer", "minilm:7", "text=a", server=server)
     assert "'minilm' version 7 is not found (there are versions 1)" in done.stderr
 
@@ -193,10 +256,11 @@ def test_models_lists_what_is_served(server: ServerProcess, client: Client) -> N
     assert "text BYTES[?,1]" in table
     assert "embedding FP32[?,384]" in table
     rows = {row["name"]: row for row in json.loads(doorstep("models", "--json", server=server).stdout)}
-    assert rows.keys() == {"magika", "minilm", "minilm_onnx"}
+    assert rows.keys() == {"chat", "magika", "minilm", "minilm_onnx"}
     assert rows["minilm"]["state"] == "READY"
     assert rows["minilm"]["requests"] >= 1
     assert rows["minilm"]["mean_ms"] > 0
+    assert rows["chat"]["platform"] == "llamacpp"
 
 
 def success_count(client: Client, model: str) -> int:
