@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,3 +182,26 @@ def test_each_sequence_has_its_own_mean(together: ServerProcess) -> None:
         "morning: 6 → mean 3.0",
         "evening: 60 → mean 30.0",
     ]
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("llm")
+    (folder / "chat/1").mkdir(parents=True)
+    (folder / "chat/1/model.gguf").symlink_to(smollm2)
+    with ServerProcess(folder) as running:
+        yield running
+
+
+def test_a_language_model_answers_openais_client_and_a_reader_of_events(language_model: ServerProcess) -> None:
+    streamed, counted = python("../llm/client.py", language_model.url("/v1")).splitlines()
+    assert " 4" in streamed
+    assert re.fullmatch(r"\(\d+ tokens after \d+ of prompt\)", counted)
+    assert " 4" in python("../llm/read_events.py", language_model.http)
+
+
+def test_the_reader_of_events_says_what_the_server_refuses(language_model: ServerProcess) -> None:
+    command = [sys.executable, str(EXAMPLES / "llm/read_events.py"), language_model.http, "nobody"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("The model 'nobody' does not exist.")
