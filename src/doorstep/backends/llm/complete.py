@@ -1,58 +1,18 @@
-"""Completes the config of a language model from its files, without loading it. Knows no engine's library."""
+"""Completes the config of a language model from its files, without loading it. Knows no engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from doorstep.backends.llm import vllm_args
-from doorstep.backends.llm.gguf import read_head
-from doorstep.backends.llm.hf_folder import read_folder
+from doorstep.backends.llm.engines import EngineRow, Facts
 from doorstep.backends.llm.settings import DEFAULT_CONTEXT, PARAMETERS, read_settings
 from doorstep.backends.llm.tensors import add_tensors
 from doorstep.errors import ConfigError, DoorstepError, Problem
 
-DEFAULT_FILENAMES = {
-    "llamacpp": "model.gguf",
-    "transformers": "config.json",
-    "vllm": "model.json",
-    "openvino": "openvino_model.xml",
-}
 
-
-class Facts:
-    """What a model's files say of it."""
-
-    def __init__(self, context_length: int = 0, task: str = "generate", said: Mapping[str, str] | None = None) -> None:
-        self.context_length = context_length  # 0: they do not say
-        self.task = task
-        self.said = said or {}  # parameters of the config, where that leaves them out
-
-
-def _gguf_facts(path: Path) -> Facts:
-    head = read_head(path)
-    return Facts(head.context_length, head.task)
-
-
-def _vllm_facts(path: Path) -> Facts:
-    found = vllm_args.survey(path)
-    return Facts(task=found.task, said=found.said)
-
-
-def _folder_facts(path: Path) -> Facts:
-    folder = read_folder(path)
-    return Facts(folder.context_length, folder.task)
-
-
-_FACTS: dict[str, Callable[[Path], Facts]] = {
-    "llamacpp": _gguf_facts,
-    "transformers": _folder_facts,
-    "vllm": _vllm_facts,
-}
-
-
-def complete_config(engine: str, proto: Any, version_directory: Path, backend_config: Mapping[str, str]) -> None:
+def complete_config(row: EngineRow, proto: Any, version_directory: Path, backend_config: Mapping[str, str]) -> None:
     """Tensors, decoupled answers, and what clients may ask: how long a context is, how many run at once. Raises
     ConfigError with everything that is wrong."""
     problems: list[Problem] = []
@@ -66,10 +26,10 @@ def complete_config(engine: str, proto: Any, version_directory: Path, backend_co
         problems.append(Problem('parameters["execution"]', f"is '{execution}'", fix))
     if proto.HasField("sequence_batching"):
         problems.append(Problem("sequence_batching", "means nothing to a language model", "leave it out"))
-    path = version_directory / (proto.default_model_filename or DEFAULT_FILENAMES[engine])
+    path = version_directory / (proto.default_model_filename or row.filename)
     parameters = {key: value.string_value for key, value in proto.parameters.items()}
     try:
-        facts = _FACTS[engine](path)
+        facts = row.facts(path)
     except DoorstepError as error:
         problems.append(Problem(str(path.relative_to(version_directory.parent)), error.message))
         facts = Facts()
@@ -99,5 +59,5 @@ def complete_config(engine: str, proto: Any, version_directory: Path, backend_co
     if "adapters" not in parameters and settings.adapters:
         root = version_directory
         say("adapters", ",".join(f"{name}={a.path.relative_to(root)}" for name, a in settings.adapters.items()))
-    proto.model_transaction_policy.decoupled = True
+    proto.model_transaction_policy.decoupled = task == "generate"  # vectors and scores come at once
     add_tensors(proto, task)
