@@ -293,6 +293,22 @@ def test_the_beginning_tells_the_prompts_tokens_where_they_are_known() -> None:
     }  # fmt: skip
 
 
+def test_an_answer_that_began_with_a_sign_of_life_begins_once_and_ends_with_all_tokens() -> None:
+    format, choice = MessageFormat("m"), Choice()
+    choice.add(Delta(finish="stop", usage=USAGE), keep=False)
+    sent = format.begin() + format.ping + b"".join(format.events(0, delta) for delta in WORDS) + format.end([choice])
+    events = events_of(sent)
+    assert events[0]["message"]["usage"]["input_tokens"] == 0  # nothing is known of the prompt yet
+    assert [told(event) for event in events[1:]] == [
+        "ping",
+        "ping",
+        *SAID,
+        "content_block_stop 0",
+        "message_delta end_turn None in 7+4 out 7",
+        "message_stop",
+    ]
+
+
 def document(deltas: Sequence[Delta]) -> Any:
     choice = Choice()
     for delta in deltas:

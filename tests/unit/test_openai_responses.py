@@ -312,6 +312,14 @@ def test_pieces_become_openais_events(deltas: list[Delta], events: list[str]) ->
     assert [told(event) for event in events_of(streamed(made(stream=True), deltas))] == [*BEGINNING, *events]
 
 
+def test_an_answer_that_began_with_a_sign_of_life_begins_once() -> None:
+    format, choice = made(stream=True), Choice()
+    sent = format.begin() + format.ping + b"".join(format.events(0, delta) for delta in WORDS) + format.end([choice])
+    assert sent.count(b": ping\n\n") == 1
+    events = events_of(sent.replace(b": ping\n\n", b""))
+    assert [told(event) for event in events[:6]] == [*BEGINNING, *SAID[:4]]
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [(BackendError("it broke"), "server_error"), (InvalidArgument("it was too long"), "invalid_prompt")],
