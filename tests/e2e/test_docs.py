@@ -38,7 +38,7 @@ DOCUMENTS = (
     "README.md", "docs/models.md", "docs/python-models.md", "docs/adding-a-backend.md", "docs/operations.md",
     "docs/configuration.md", "docs/response-cache.md", "docs/shared-memory.md", "docs/streaming.md",
     "docs/sequences.md", "docs/migrating-from-triton.md", "docs/ensembles.md",
-    "docs/observability.md",
+    "docs/observability.md", "docs/language-models.md",
 )  # fmt: skip
 SECONDS = 60
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

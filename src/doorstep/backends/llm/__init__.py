@@ -1,43 +1,39 @@
 """Language models: one backend per engine, all behind `LLMEngine`. Knows no protocol and no queue.
 
-Adding an engine is a file with an LLMEngine, and a row in `ENGINES` and in `backends/table.py`.
+Adding an engine is a file with an LLMEngine, and a row in engines.py and in `backends/table.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from doorstep.backends.base import Backend, CompletionContext, Execution, InstanceContext, ModelInstance
-from doorstep.backends.llm import complete
+from doorstep.backends.llm.complete import complete_config
+from doorstep.backends.llm.engine import LLMEngine
+from doorstep.backends.llm.engines import ENGINES, EngineRow
 from doorstep.backends.llm.settings import read_settings
 from doorstep.config.model import ModelConfig
 from doorstep.errors import BackendError
 
-# engine → (module, class, what to install when its library is missing)
-ENGINES = {
-    "llamacpp": ("doorstep.backends.llm.llamacpp", "LlamaCppEngine", "xllamacpp"),
-    "transformers": ("doorstep.backends.llm.transformers_engine", "TransformersEngine", "doorstep[transformers]"),
-    "vllm": ("doorstep.backends.llm.vllm", "VllmEngine", "doorstep[vllm]"),
-    "openvino": ("doorstep.backends.llm.openvino", "OpenVinoEngine", "doorstep[openvino]"),
-}
-
 
 class LLMBackend(Backend):
-    """One engine's."""
+    """One engine's. `row` is that of an engine that is not among ours (docs/adding-a-backend.md)."""
 
     default_execution: Execution = "process"
 
-    def __init__(self, engine: str) -> None:
-        self.name = engine
-        self.default_filename = complete.DEFAULT_FILENAMES[engine]
+    def __init__(self, name: str, row: EngineRow | None = None) -> None:
+        self.name = name
+        self._row = row or ENGINES[name]
+        self.default_filename = self._row.filename
 
     def complete_config(
         self, proto: Any, model_directory: Path, version_directory: Path, context: CompletionContext
     ) -> None:
-        complete.complete_config(self.name, proto, version_directory, context.backend_config)
+        complete_config(self._row, proto, version_directory, context.backend_config)
 
     def slots(self, config: ModelConfig) -> int:
         return int(config.parameters["slots"])
@@ -45,11 +41,11 @@ class LLMBackend(Backend):
     def load_instance(self, context: InstanceContext) -> ModelInstance:
         from doorstep.backends.llm.instance import LLMInstance
 
-        module, attribute, install = ENGINES[self.name]
+        row = self._row
         try:
-            engine_class = getattr(importlib.import_module(module), attribute)
+            engine_class: type[LLMEngine] = getattr(importlib.import_module(row.module), row.attribute)
         except ImportError as error:
-            raise BackendError(f"backend '{self.name}' needs {error.name}: pip install '{install}'") from error
+            raise BackendError(f"backend '{self.name}' needs {error.name}: pip install '{row.install}'") from error
         settings = read_settings(
             context.config.name,
             context.config.parameters,
@@ -69,21 +65,7 @@ class LLMBackend(Backend):
         return LLMInstance(engine)
 
 
-class LlamaCppBackend(LLMBackend):
-    def __init__(self) -> None:
-        super().__init__("llamacpp")
-
-
-class TransformersBackend(LLMBackend):
-    def __init__(self) -> None:
-        super().__init__("transformers")
-
-
-class VllmBackend(LLMBackend):
-    def __init__(self) -> None:
-        super().__init__("vllm")
-
-
-class OpenVinoBackend(LLMBackend):
-    def __init__(self) -> None:
-        super().__init__("openvino")
+LlamaCppBackend = partial(LLMBackend, "llamacpp")
+TransformersBackend = partial(LLMBackend, "transformers")
+VllmBackend = partial(LLMBackend, "vllm")
+OpenVinoBackend = partial(LLMBackend, "openvino")

@@ -112,7 +112,7 @@ class CompletionFormat:
         return (self._chunk([], usage_object(choices, self._prompts)) if self._wants_usage else b"") + DONE
 
     def failed(self, error: DoorstepError) -> bytes:
-        return event({"error": error_object(error)}) + DONE
+        return event({"error": error_object(error, "prompt")}) + DONE
 
     def document(self, choices: Sequence[Choice]) -> Any:
         made = []
@@ -122,7 +122,7 @@ class CompletionFormat:
         return {**self._common, "choices": made, "usage": usage_object(choices, self._prompts)}
 
     def error_document(self, error: DoorstepError) -> Any:
-        return {"error": error_object(error)}
+        return {"error": error_object(error, "prompt")}
 
     def _logprobs(self, index: int, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         """In the older API's four lists."""

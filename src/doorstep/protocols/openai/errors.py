@@ -69,11 +69,12 @@ def _api_code(error: DoorstepError, status: int) -> str | None:
     return {503: "overloaded" if isinstance(error, QueueRejected) else "unavailable", 504: "timeout"}.get(status)
 
 
-def error_object(error: DoorstepError) -> dict[str, Any]:
+def error_object(error: DoorstepError, prompt: str = "messages") -> dict[str, Any]:
+    """`prompt`: the field that a prompt is in, where that is too long."""
     status = status_of(error)
     param = error.param if isinstance(error, BadField) else None
     if error.message.startswith(CONTEXT_LENGTH):
-        param = "messages"
+        param = prompt
     if isinstance(error, UnknownModel):
         param = "model"
     kind = STATUS[error.code][1]
