@@ -51,9 +51,9 @@ def blocks(document: str) -> list[tuple[str, str]]:
 
 
 class Run:
-    """One document's folder and server."""
+    """One document's folder and server. `files` lie in the folder, as what a reader would have downloaded."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *files: Path) -> None:
         self.folder = folder
         self.ports = dict(zip(("8000", "8001", "8002"), map(str, free_ports(3)), strict=True))
         self.server: ManagedProcess | None = None
@@ -72,8 +72,8 @@ class Run:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_ROOT_USER_ACTION": "ignore",
         }
-        for name in ("examples", "README.md"):
-            (folder / name).symlink_to(ROOT / name)
+        for path in (ROOT / "examples", ROOT / "README.md", *files):
+            (folder / path.name).symlink_to(path)
 
     def real(self, text: str) -> str:
         return re.sub(r"\b800[012]\b", lambda m: self.ports[m[0]], text)
@@ -174,8 +174,8 @@ def matches(expected: str, found: str, *, beginning: bool = False) -> bool:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Run]:
-    run = Run(tmp_path)
+def folder(tmp_path: Path, smollm2: Path) -> Iterator[Run]:
+    run = Run(tmp_path, smollm2)
     try:
         yield run
     finally:

@@ -18,6 +18,7 @@ def usage(prog: str = "doorstep serve", width: int = 0) -> str:
         f"Usage: {prog} MODELS/ [MODELS/ …] [--option=value …]",
         "",
         "Serves the models in the folders over HTTP and gRPC. Takes tritonserver's options.",
+        "A language model needs no repository: name its .gguf file, or its own folder.",
     ]
     for group in dict.fromkeys(option.group for option in OPTIONS):
         shown = [o for o in OPTIONS if o.group == group and o.status is Status.SUPPORTED]
