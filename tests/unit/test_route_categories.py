@@ -10,7 +10,7 @@ import pytest
 
 from doorstep.config.cloud import Clouds
 from doorstep.errors import InvalidArgument
-from doorstep.protocols import kserve
+from doorstep.protocols import kserve, openai
 from doorstep.protocols.clouds.sagemaker import SageMakerFront
 from doorstep.protocols.clouds.sagemaker_models import _PATH, _lay_out
 from doorstep.protocols.clouds.vertex_ai import REDIRECTS
@@ -31,6 +31,7 @@ def test_every_route_has_a_category() -> None:
         front, own = Router(), Router()
         grpc = GrpcServer()
         kserve.register(own, grpc, server, WireLimits())
+        openai.register(own, server, WireLimits(), ping_s=0)
         grpc.install(own)
         SageMakerFront(server, WireLimits(), Clouds()).register(front)
         return [*patterns(own), *patterns(front)]

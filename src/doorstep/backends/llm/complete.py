@@ -24,6 +24,8 @@ def complete_config(row: EngineRow, proto: Any, version_directory: Path, backend
     if execution != "process":
         fix = "leave it out: an engine runs in a process of its own"
         problems.append(Problem('parameters["execution"]', f"is '{execution}'", fix))
+    if proto.response_cache.enable:
+        problems.append(Problem("response_cache", "means nothing to a language model", "leave it out"))
     if proto.HasField("sequence_batching"):
         problems.append(Problem("sequence_batching", "means nothing to a language model", "leave it out"))
     path = version_directory / (proto.default_model_filename or row.filename)

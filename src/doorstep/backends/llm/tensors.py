@@ -47,6 +47,7 @@ _TASKS = {
     "embed": (EMBED_INPUTS, EMBED_OUTPUTS),
     "rerank": (RERANK_INPUTS, RERANK_OUTPUTS),
 }
+DEFAULT_MAX_TOKENS = 16  # vLLM's
 # What sampling parameters may say; vLLM has more, which mean nothing to other engines.
 _INTEGERS = ("max_tokens", "top_k", "seed", "logprobs", "min_tokens")
 _NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -80,7 +81,7 @@ class Generation:
         if self._prepends and self.stream:
             raise InvalidArgument("When streaming, `exclude_input_in_output` = False is not allowed.")
         self._prompt = _text(inputs["text_input"])
-        body: dict[str, Any] = {"prompt": self._prompt, **sampling_of(request)}
+        body: dict[str, Any] = {"prompt": self._prompt, "max_tokens": DEFAULT_MAX_TOKENS, **sampling_of(request)}
         self.adapter = str(body.pop("lora_name", ""))
         self._wants = {name: _flag(inputs, f"return_{name}") for name in list(OUTPUTS)[1:]}
         if self._wants["logprobs"] or self._wants["cumulative_logprob"]:

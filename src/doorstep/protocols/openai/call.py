@@ -21,7 +21,7 @@ from doorstep.errors import DoorstepError
 from doorstep.model import Model
 from doorstep.protocols.openai.answer import Choice, Format
 from doorstep.protocols.openai.errors import BadField, Deadline, status_of
-from doorstep.protocols.openai.identity import Caller
+from doorstep.protocols.openai.identity import Caller, id_headers
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.scheduler.slots import SlotScheduler
 from doorstep.trace import HTTP
@@ -150,9 +150,14 @@ class Call:
                 self._let_go()
                 exchange.end()
             return
-        body = orjson.dumps(self._format.document(self._choices))
+        try:
+            body = orjson.dumps(self._format.document(self._choices))
+        except DoorstepError as error:  # the answer is not what was asked for: vectors of another size
+            self._fail(error)
+            return
+        headers = self._headers(JSON_TYPE)
         self._let_go()
-        exchange.respond(200, self._headers(JSON_TYPE), body)
+        exchange.respond(200, headers, body)
 
     def _fail(self, error: DoorstepError) -> None:
         """The whole call; the jobs that are left are cancelled."""
@@ -168,14 +173,16 @@ class Call:
             if status_of(error) == 503:
                 headers.append((b"retry-after", str(retry_after_s(self._model)).encode()))
             body = orjson.dumps(self._format.error_document(error))
+            sent = self._headers(*headers)
             self._let_go()
-            exchange.respond(status_of(error), self._headers(*headers), body)
+            exchange.respond(status_of(error), sent, body)
         self._cancel()
 
     # The client
 
     def _headers(self, *headers: tuple[bytes, bytes]) -> Headers:
-        found = [*headers, (b"x-request-id", self._caller.request_id.encode())]
+        assert self._exchange is not None
+        found = [*headers, *id_headers(self._exchange, self._caller.request_id)]
         if self._caller.wants_load:
             found.append(self._front.load_header(self._caller.wants_load, self._model))
         return found

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 
 from doorstep.backends.llm.job import Delta, Job
 from doorstep.backends.llm.settings import task_of
@@ -19,16 +18,15 @@ from doorstep.errors import DoorstepError, Internal
 from doorstep.model import Model
 from doorstep.protocols.openai import fields
 from doorstep.protocols.openai.answer import Choice
-from doorstep.protocols.openai.call import JSON_TYPE, Call
+from doorstep.protocols.openai.call import Call
 from doorstep.protocols.openai.completions import read_prompts
 from doorstep.protocols.openai.errors import BadField, error_object
-from doorstep.protocols.openai.front import Front, respond_error
+from doorstep.protocols.openai.front import Front, respond_error, respond_json
 from doorstep.protocols.openai.identity import Caller, caller_of
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.scheduler.slots import SlotScheduler
 from doorstep.types import BYTES, Array, Tensor, object_array
 from doorstep.wire.exchange import Exchange
-from doorstep.wire.request_id import with_request_id
 
 MOST_INPUTS = 2048
 
@@ -175,12 +173,12 @@ class _ByInference:
             return
         vectors = [row for one in self._requests for row in self._found[one]]
         try:
-            body = orjson.dumps(self._document(vectors, 0))
+            document = self._document(vectors, 0)
         except DoorstepError as error:
             self.fail(error)
             return
         self._exchange = exchange.on_disconnect = None
-        exchange.respond(200, with_request_id(exchange.headers, (JSON_TYPE,)), body)
+        respond_json(exchange, document)
 
     def fail(self, error: DoorstepError) -> None:
         exchange = self._exchange

@@ -25,11 +25,10 @@ from doorstep.protocols.openai.chat import ChatFormat, chat_jobs, read_chat
 from doorstep.protocols.openai.completions import CompletionFormat, completion_jobs, read_completion
 from doorstep.protocols.openai.errors import BadField, UnknownModel, error_body, status_of
 from doorstep.protocols.openai.fields import document
-from doorstep.protocols.openai.identity import caller_of
+from doorstep.protocols.openai.identity import caller_of, id_headers, id_of
 from doorstep.wire.answers import fail
 from doorstep.wire.exchange import Exchange
 from doorstep.wire.limits import WireLimits
-from doorstep.wire.request_id import with_request_id
 
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
@@ -160,10 +159,14 @@ def respond_error(
 ) -> None:
     """Before an answer has begun."""
     exchange.on_disconnect = None
-    headers = [JSON_TYPE]
+    headers = [JSON_TYPE, *id_headers(exchange, id_of(exchange))]
     if status_of(error) == 503:
         headers.append((b"retry-after", str(retry_after_s(model) if model is not None else 1).encode()))
-    exchange.respond(status_of(error), with_request_id(exchange.headers, headers), body_of(error))
+    exchange.respond(status_of(error), headers, body_of(error))
+
+
+def respond_json(exchange: Exchange, document: Any) -> None:
+    exchange.respond(200, [JSON_TYPE, *id_headers(exchange, id_of(exchange))], orjson.dumps(document))
 
 
 def fingerprint(model: Model) -> str:

@@ -32,9 +32,22 @@ def caller_of(exchange: Exchange, body: Mapping[str, Any]) -> Caller:
     headers = exchange.headers
     key = headers.get(b"authorization") or headers.get(b"x-api-key") or b""
     tenant = hashlib.blake2b(key, digest_size=12).hexdigest() if key else ""
-    id = request_id(headers).decode() or f"req_{secrets.token_hex(12)}"
+    id = id_of(exchange)
     wanted = headers.get(LOAD_FORMAT, b"").strip().lower()
     return Caller(id, tenant, body.get("priority", 0), _deadline(headers.get(TIMEOUT)), wanted)
+
+
+def id_of(exchange: Exchange) -> str:
+    """The client's, or a new one."""
+    return request_id(exchange.headers).decode() or f"req_{secrets.token_hex(12)}"
+
+
+def id_headers(exchange: Exchange, id: str) -> list[tuple[bytes, bytes]]:
+    """OpenAI's clients read the one, Anthropic's the other."""
+    headers = [(b"x-request-id", id.encode())]
+    if exchange.route.startswith("/v1/messages"):
+        headers.append((b"request-id", id.encode()))
+    return headers
 
 
 def _deadline(given: bytes | None) -> int:

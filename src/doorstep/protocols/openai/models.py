@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from doorstep.backends.llm.settings import adapter_names, task_of
 from doorstep.errors import DoorstepError
 from doorstep.model import Model
 from doorstep.protocols.openai.answer import now_s
-from doorstep.protocols.openai.call import JSON_TYPE
 from doorstep.protocols.openai.embeddings import text_to_vector
-from doorstep.protocols.openai.front import Front, respond_error
+from doorstep.protocols.openai.front import Front, respond_error, respond_json
 from doorstep.scheduler.slots import SlotScheduler
 from doorstep.wire.exchange import Exchange
-from doorstep.wire.request_id import with_request_id
 
 _STARTED = now_s()  # what a model was made at is not known; when it could first be asked for is near enough
 
@@ -27,8 +23,7 @@ class Models:
     def all(self, exchange: Exchange) -> None:
         newest = {model.name: model for model in self._front.server.models() if usable(model)}  # lowest version first
         data = [entry for name in sorted(newest) for entry in _entries(newest[name])]
-        body = orjson.dumps({"object": "list", "data": data})
-        exchange.respond(200, with_request_id(exchange.headers, (JSON_TYPE,)), body)
+        respond_json(exchange, {"object": "list", "data": data})
 
     def one(self, exchange: Exchange) -> None:
         name = exchange.params["model"]
@@ -37,8 +32,7 @@ class Models:
         except DoorstepError as error:
             respond_error(exchange, error)
             return
-        entry = _adapter_entry(model, name) if adapter else _entry(model)
-        exchange.respond(200, with_request_id(exchange.headers, (JSON_TYPE,)), orjson.dumps(entry))
+        respond_json(exchange, _adapter_entry(model, name) if adapter else _entry(model))
 
 
 def usable(model: Model) -> bool:
