@@ -41,6 +41,11 @@ class GgufHead:
         value = self.pairs.get(f"{self.architecture}.{key}", 0)
         return value if isinstance(value, int) else 0
 
+    def count(self, key: str) -> int:
+        """Of the elements of an array, 0 where there is none."""
+        value = self.pairs.get(key)
+        return value[1] if isinstance(value, tuple) else 0
+
     @property
     def context_length(self) -> int:
         """What it was trained with."""

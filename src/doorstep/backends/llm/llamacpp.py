@@ -8,6 +8,7 @@ middle of a prompt.)
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Generator, Mapping, Sequence
@@ -27,6 +28,7 @@ from doorstep.backends.llm.upstream import Upstream, socket_folder
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument, Unavailable
 
 _POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+_TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large").match
 _HTTP_THREADS_BESIDE = 4  # for what needs no slot
 # Ours → llama.cpp's, where they differ. Nothing else of a client's body gets there.
 _FIELDS = {
@@ -52,7 +54,8 @@ class LlamaCppEngine(LLMEngine):
 
     def load(self) -> None:
         settings = self.settings
-        read_head(settings.path)  # a damaged file is told in words, before native code reads it
+        head = read_head(settings.path)  # a damaged file is told in words, before native code reads it
+        self._vocabulary = head.count("tokenizer.ggml.tokens")
         self._folder = socket_folder("llama")
         self._key = secrets.token_hex(32)
         path = os.path.join(self._folder, "llama.sock")  # the name says that it is a socket
@@ -219,6 +222,8 @@ class LlamaCppEngine(LLMEngine):
         return list(said["tokens"])
 
     def detokenize(self, tokens: Sequence[int]) -> str:
+        if tokens and self._vocabulary and max(tokens) >= self._vocabulary:
+            raise InvalidArgument(f"there is no token {max(tokens)}: the model has {self._vocabulary}, from 0")
         return str(self.upstream.ask("POST", "/detokenize", {"tokens": list(tokens)})["content"])
 
     def render(self, body: dict[str, Any]) -> str:
@@ -237,6 +242,8 @@ class LlamaCppEngine(LLMEngine):
         message, code = str(error.get("message", "")), error.get("code", status)
         if error.get("type") == "exceed_context_size_error":
             return too_long(error.get("n_ctx", self.settings.context_size), error.get("n_prompt_tokens", 0))
+        if (large := _TOO_LARGE(message)) is not None:  # to make a vector of
+            return too_long(self.settings.context_size, int(large[1]))
         if code == 400:
             return InvalidArgument(message)
         if code == 503:
