@@ -71,10 +71,11 @@ class LLMInstance(ModelInstance):
         generation = Generation(request)
         request.inputs = {}
         job = generation.job()
-        if job.adapter and job.adapter not in self._engine.settings.adapters:
-            raise InvalidArgument(
-                f"LoRA {job.adapter} is not supported, we currently support {list(self._engine.settings.adapters)}"
-            )
+        adapters = list(self._engine.settings.adapters)
+        if job.adapter and not adapters:
+            raise InvalidArgument("LoRA feature is not enabled.")
+        if job.adapter and job.adapter not in adapters:
+            raise InvalidArgument(f"LoRA {job.adapter} is not supported, we currently support {adapters}")
         self._stream(job, request, emit, generation.response)
 
     def _stream(

@@ -79,7 +79,9 @@ class Generation:
         exclude = inputs.get("exclude_input_in_output")
         self._prepends = not self.stream if exclude is None else not bool(exclude.array.ravel()[0])
         if self._prepends and self.stream:
-            raise InvalidArgument("When streaming, `exclude_input_in_output` = False is not allowed.")
+            raise InvalidArgument(
+                "Error generating stream: When streaming, `exclude_input_in_output` = False is not allowed."
+            )
         self._prompt = _text(inputs["text_input"])
         body: dict[str, Any] = {"prompt": self._prompt, "max_tokens": DEFAULT_MAX_TOKENS, **sampling_of(request)}
         self.adapter = str(body.pop("lora_name", ""))
@@ -89,7 +91,7 @@ class Generation:
         self._body = body
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
-        self._tokens = 0
+        self._cumulative_logprob = 0.0
 
     def job(self) -> Job:
         return Job("complete", self._body, self.adapter)
@@ -114,9 +116,8 @@ class Generation:
         if wants["finish_reason"]:
             outputs.append(_strings("finish_reason", (delta.finish or "None").encode()))
         if wants["cumulative_logprob"]:
-            self._tokens += 1
-            total = math.fsum(entry["logprob"] for entry in logprobs)
-            outputs.append(Tensor("cumulative_logprob", FP32, np.array([total], np.float32)))
+            self._cumulative_logprob += math.fsum(entry["logprob"] for entry in logprobs)
+            outputs.append(Tensor("cumulative_logprob", FP32, np.array([self._cumulative_logprob], np.float32)))
         if wants["logprobs"]:
             outputs.append(_strings("logprobs", orjson.dumps([_as_vllm(entry) for entry in logprobs])))
         if wants["num_input_tokens"]:
