@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[
     models = tmp_path_factory.mktemp("chat")
     save_model(models, "smol", SMOL, smollm2)
     save_model(models, "tiny", TINY, smollm2)
-    with LLMServer(models) as found:
+    with LLMServer(models, "--access-log") as found:
         yield found
 
 
@@ -457,10 +458,10 @@ def held(server: LLMServer) -> Iterator[Any]:
 
 
 class Waiter:
-    """A request for `tiny` in a thread of its own."""
+    """A request for `tiny` in a thread of its own, by its name in the access log."""
 
-    def __init__(self, server: LLMServer, name: str, ended: list[str], *, key: str, **body: Any) -> None:
-        self._server, self._name, self._ended, self._key, self._body = server, name, ended, key, body
+    def __init__(self, server: LLMServer, name: str, *, key: str, **body: Any) -> None:
+        self._server, self._name, self._key, self._body = server, name, key, body
         self.error: Exception | None = None
         before = server.metric("doorstep_queue_depth", model="tiny")
         self._thread = threading.Thread(target=self._run)
@@ -471,11 +472,11 @@ class Waiter:
         try:
             with self._server.client(self._key) as client:
                 client.chat.completions.create(
-                    model="tiny", messages=CAPITAL, max_tokens=4, temperature=0, extra_body=self._body
-                )
+                    model="tiny", messages=CAPITAL, max_tokens=2, temperature=0, extra_body=self._body,
+                    extra_headers={"x-request-id": self._name},
+                )  # fmt: skip
         except Exception as error:
             self.error = error
-        self._ended.append(self._name)
 
     def join(self) -> None:
         self._thread.join(PATIENCE_S)
@@ -484,20 +485,19 @@ class Waiter:
 
 
 def test_keys_take_turns_and_priorities_go_first(server: LLMServer) -> None:
-    ended: list[str] = []
     with held(server):
-        waiters = [Waiter(server, f"a{i}", ended, key="a") for i in range(3)]
-        waiters.append(Waiter(server, "b", ended, key="b"))
-        waiters.append(Waiter(server, "urgent", ended, key="a", priority=1))
+        waiters = [Waiter(server, f"turn-a{i}", key="a") for i in range(3)]
+        waiters.append(Waiter(server, "turn-b", key="b"))
+        waiters.append(Waiter(server, "turn-urgent", key="a", priority=1))
     for waiter in waiters:
         waiter.join()
-    assert ended == ["urgent", "a0", "b", "a1", "a2"]
+    found = re.findall(r"id=turn-(\w+)", server.logs())
+    assert found == ["urgent", "a0", "b", "a1", "a2"]
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(server: LLMServer) -> None:
-    ended: list[str] = []
     with held(server):
-        waiters = [Waiter(server, str(i), ended, key="a") for i in range(4)]
+        waiters = [Waiter(server, str(i), key="a") for i in range(4)]
         with server.client() as client, pytest.raises(openai.InternalServerError) as caught:
             client.chat.completions.create(model="tiny", **GREEDY)
         answer = caught.value.response
@@ -509,12 +509,11 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(server: LLMServ
 
 
 def test_a_client_that_tries_again_is_served_in_the_end(server: LLMServer) -> None:
-    ended: list[str] = []
     answers: list[Any] = []
+    rejected = server.metric("doorstep_llm_rejected_requests_total", model="tiny")
     with held(server) as stream:
-        waiters = [Waiter(server, str(i), ended, key="a") for i in range(4)]
+        waiters = [Waiter(server, str(i), key="a") for i in range(4)]
         with openai.OpenAI(base_url=server.v1, api_key="b", max_retries=5, timeout=PATIENCE_S) as client:
-            rejected = server.metric("doorstep_llm_rejected_requests_total", model="tiny")
             thread = threading.Thread(
                 target=lambda: answers.append(client.chat.completions.create(model="tiny", **GREEDY))
             )
