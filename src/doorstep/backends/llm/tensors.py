@@ -92,18 +92,23 @@ class Generation:
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._cumulative_logprob = 0.0
+        self._input_tokens = 0
+        self._requested = request.requested_outputs
 
     def job(self) -> Job:
         return Job("complete", self._body, self.adapter)
 
     def response(self, delta: Delta) -> list[Tensor] | None:
         """The outputs of a response; None: nothing to say yet."""
+        if delta.usage is not None:
+            self._input_tokens = delta.usage.prompt
+        self._logprobs += delta.logprobs or []
         if self.stream:
             if not delta.text and not delta.finish:
                 return None
-            return self._outputs(delta.text, delta, delta.logprobs or [], delta.tokens)
+            logprobs, self._logprobs = self._logprobs, []
+            return self._outputs(delta.text, delta, logprobs, delta.tokens)
         self._texts.append(delta.text)
-        self._logprobs += delta.logprobs or []
         if not delta.finish:
             return None
         text = "".join(self._texts)
@@ -121,14 +126,12 @@ class Generation:
         if wants["logprobs"]:
             outputs.append(_strings("logprobs", orjson.dumps([_as_vllm(entry) for entry in logprobs])))
         if wants["num_input_tokens"]:
-            if delta.usage is not None:
-                self._input_tokens = delta.usage.prompt
             outputs.append(Tensor("num_input_tokens", UINT32, np.array([self._input_tokens], np.uint32)))
         if wants["num_output_tokens"]:
             outputs.append(Tensor("num_output_tokens", UINT32, np.array([tokens], np.uint32)))
+        if self._requested:
+            outputs = [tensor for tensor in outputs if tensor.name in self._requested]
         return outputs
-
-    _input_tokens = 0
 
 
 def embed_job(request: InferenceRequest) -> Job:
