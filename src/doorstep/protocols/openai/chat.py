@@ -135,7 +135,7 @@ class ChatFormat:
         if not delta.finish:
             return self._chunk([choice])
         last = self._chunk([_streamed(index, {}, delta.finish)])
-        return self._chunk([choice]) + last if said else last
+        return self._chunk([choice]) + last if said or delta.logprobs else last
 
     def end(self, choices: Sequence[Choice]) -> bytes:
         return (self._chunk([], usage_object(choices)) if self._wants_usage else b"") + DONE
