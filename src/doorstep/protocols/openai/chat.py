@@ -36,11 +36,12 @@ CHECKS: Mapping[str, fields.Check] = {
     "tool_choice": fields.tool_choice,
     "parallel_tool_calls": fields.boolean,
     "stream_options": stream_options,
-    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "chat_template_kwargs": fields.template_kwargs,
     "modalities": fields.unless_harmless(lambda v: v in (["text"], []), "the model writes text only"),
     "audio": fields.refused("the model writes text only"),
     "web_search_options": fields.refused("nothing is looked up here"),
+    "moderation": fields.refused("nothing is moderated here"),
     "functions": fields.refused("it is old; use 'tools'"),
     "function_call": fields.refused("it is old; use 'tool_choice'"),
 }

@@ -232,7 +232,7 @@ OUTER: Mapping[str, Check] = {
 }
 WITHOUT_EFFECT: Mapping[str, Check] = dict.fromkeys(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-     "prediction", "verbosity"), anything
+     "prompt_cache_options", "prediction", "verbosity"), anything
 )  # fmt: skip
 
 

@@ -51,6 +51,10 @@ def _check_node(node: dict[str, Any], where: str) -> None:
     pattern = node.get("pattern")
     if isinstance(pattern, str):
         _check_pattern(pattern, where)
+    patterns = node.get("patternProperties")
+    if isinstance(patterns, dict):
+        for pattern in patterns:
+            _check_pattern(pattern, where)
 
 
 def _check_pattern(pattern: str, where: str) -> None:
