@@ -29,6 +29,7 @@ from doorstep.errors import BackendError, DoorstepError, InvalidArgument, Unavai
 
 _POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large").match
+_BEGINS_WITHIN_S = 30.0  # a slot is free for it, so what is before its first sign of life is templates and schemas
 _HTTP_THREADS_BESIDE = 4  # for what needs no slot
 # Ours → llama.cpp's, where they differ. Nothing else of a client's body gets there.
 _FIELDS = {
@@ -168,7 +169,7 @@ class LlamaCppEngine(LLMEngine):
         number = id(body)
         finish, usage = "", Usage()
         try:
-            for event in self.upstream.events(path, body, aborted):
+            for event in self.upstream.events(path, body, aborted, begins_within_s=_BEGINS_WITHIN_S):
                 said = orjson.loads(event)
                 if "error" in said:
                     raise self._error_of(0, said)

@@ -18,22 +18,28 @@ from typing import Any
 import httptools
 import orjson
 
-from doorstep.errors import BackendError, DoorstepError
+from doorstep.errors import BackendError, DoorstepError, InvalidArgument
 
 POLL_S = 0.05  # how often a silent engine's caller is asked whether it still waits
 LONGEST_EVENT = 64 << 20
 _ASK_TIMEOUT_S = 600.0
+TOO_LONG_TO_BEGIN = "the chat template, or the schema of the answer, takes too long to be worked out; make it simpler"
 _PREFIX = "doorstep-"
+_LONGEST_FOLDER = 50  # a socket's path has 107 bytes at most, of which our names take up to 50
 
 
 def socket_folder(engine: str) -> str:
     """A new folder for a socket, which only this user can enter. Those of processes that were killed are removed."""
     prefix = f"{_PREFIX}{engine}-"
-    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    places = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp"]  # noqa: S108 (only ours can enter)
+    place = next((p for p in places if 0 < len(p) <= _LONGEST_FOLDER and os.path.isdir(p)), None)
+    if place is None:
+        raise BackendError(f"no folder for a socket: {places[0]} is too long for one; set TMPDIR to a shorter one")
+    for folder in Path(place).glob(f"{prefix}*"):
         pid = folder.name.removeprefix(prefix).split("-")[0]
         if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
             shutil.rmtree(folder, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
+    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place)
 
 
 class Upstream:
@@ -70,9 +76,15 @@ class Upstream:
         finally:
             connection.close()
 
-    def events(self, path: str, body: Any, aborted: Callable[[], bool]) -> Iterator[bytes]:
-        """The data of each event, `[DONE]` left out; ends early once `aborted()`. Closing it closes the connection."""
+    def events(
+        self, path: str, body: Any, aborted: Callable[[], bool], *, begins_within_s: float | None = None
+    ) -> Iterator[bytes]:
+        """The data of each event, `[DONE]` left out; ends early once `aborted()`. Closing it closes the connection.
+
+        `begins_within_s`: an engine that says something before it works is not waited for any longer when it does not.
+        Raises InvalidArgument then: it is busy with what was asked of the answer's form, and not with the answer."""
         data = orjson.dumps(body)
+        give_up = time.monotonic() + (begins_within_s if begins_within_s is not None else float("inf"))
         head = (
             f"POST {path} HTTP/1.1\r\nHost: engine\r\nAuthorization: Bearer {self._key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -92,6 +104,8 @@ class Upstream:
                     except TimeoutError:
                         if aborted():
                             return
+                        if not answer.status and time.monotonic() > give_up:
+                            raise InvalidArgument(TOO_LONG_TO_BEGIN) from None
                         continue
                     if not received:
                         raise BackendError("the engine broke off its answer")

@@ -71,6 +71,8 @@ def text_to_vector(config: ModelConfig) -> TextToVector | None:
     if spec.datatype is not BYTES or spec.dims not in ((1,), (-1,)):
         return None
     for output in config.outputs.values():
+        if output.dims[-1:] == (1,):
+            continue  # one number is no vector
         if output.datatype.numpy.kind == "f" and len(output.dims) == (1 if config.max_batch_size else 2):
             return TextToVector(spec.name, output.name, config.max_batch_size)
         if output.datatype.numpy.kind == "f" and not config.max_batch_size and len(output.dims) == 1:

@@ -16,7 +16,7 @@ import orjson
 from doorstep.backends.llm.engine import too_long
 from doorstep.backends.llm.job import Job
 from doorstep.backends.llm.settings import adapter_names, task_of
-from doorstep.errors import DoorstepError, ErrorCode
+from doorstep.errors import DoorstepError, ErrorCode, Unavailable
 from doorstep.model import Model
 from doorstep.protocols.kserve.aside import TEXT_BYTES, aside
 from doorstep.protocols.openai.answer import Format
@@ -26,6 +26,7 @@ from doorstep.protocols.openai.completions import CompletionFormat, completion_j
 from doorstep.protocols.openai.errors import BadField, UnknownModel, error_body, status_of
 from doorstep.protocols.openai.fields import document
 from doorstep.protocols.openai.identity import caller_of, id_headers, id_of
+from doorstep.repository.base import ModelState
 from doorstep.wire.answers import fail
 from doorstep.wire.exchange import Exchange
 from doorstep.wire.limits import WireLimits
@@ -127,6 +128,8 @@ class Front:
                 return model, name
             if base == model.name and adapter in adapters:
                 return model, adapter
+        if any(entry.name == name and entry.state == ModelState.LOADING.value for entry in self.server.index()):
+            raise Unavailable(f"The model '{name}' is loading; try again soon.")
         raise UnknownModel(name)
 
     def generator(self, name: str) -> tuple[Model, str]:
