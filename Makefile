@@ -5,12 +5,16 @@ BIN    := $(VENV)/bin
 DEMO   := demo-models
 RUN     = PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: serve test check format bench peers proto clean help
+# The PyTorch that `make engines` brings; name a CPU build's version where pip would take a larger one.
+TORCH  ?= torch==2.13.0
+
+.PHONY: serve test check format bench engines peers proto clean help
 
 help:
 	@echo "make serve   install, build the demo models, serve them on 127.0.0.1:8000 (HTTP, gRPC), 8001 (gRPC), 8002 (metrics)"
 	@echo "make test    the whole test suite"
 	@echo "make check   format, lint, types"
+	@echo "make engines what the tests of optional engines need (PyTorch, OpenVINO: gigabytes); without it they are skipped"
 	@echo "make bench   the benchmarks (make peers first, to have something to compare with)"
 
 serve: $(VENV)/.serve
@@ -37,6 +41,13 @@ peers: $(VENV)/.dev
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m doorstep.proto.compile
+
+engines: $(VENV)/.engines
+
+$(VENV)/.engines: $(VENV)/.dev
+	@echo "installing the optional engines of language models (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' -e '.[transformers,openvino]'
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
