@@ -129,7 +129,9 @@ class ChildProgram:
                     continue
                 if found := _LEVEL.match(line):
                     level = _LEVELS.get(found[1], found[1])
-                elif not line.startswith((" ", "\t")):  # not the rest of a message
+                elif line.startswith("Traceback "):
+                    level = "ERROR"  # until a line says otherwise
+                elif level != "ERROR" and not line.startswith((" ", "\t")):  # not the rest of a message
                     level = "INFO"
                 self._lines.append(line)
                 with suppress(OSError):  # the server is gone, and we will be
