@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from doorstep.request import InferenceRequest
 from doorstep.scheduler.queue import Priorities, QueuePolicy, queue_full
 
+_FEW = 16  # places, or times, of those that are gone, which are not worth a tidying up
+
 
 class FairQueue:
     """See the module. A request that waits has its `_Level` as its `slot`."""
@@ -54,8 +56,14 @@ class FairQueue:
         level.append(request)
         expires_ns = _first(policy.expires_ns(request), request.deadline_ns)
         if expires_ns:
-            heapq.heappush(self._expiries, (expires_ns, next(self._order), request))
+            if len(self._expiries) > 2 * len(self) + _FEW:  # most of them ran, or left
+                self._expiries = [entry for entry in self._expiries if _waits(entry[2])]
+                heapq.heapify(self._expiries)
+            self._will_expire(expires_ns, request)
         return expires_ns
+
+    def _will_expire(self, expires_ns: int, request: InferenceRequest) -> None:
+        heapq.heappush(self._expiries, (expires_ns, next(self._order), request))
 
     def popleft(self) -> InferenceRequest | None:
         """The next one: of the highest priority, of whoever has waited longest for a turn."""
@@ -69,12 +77,14 @@ class FairQueue:
         return None
 
     def remove(self, request: InferenceRequest) -> bool:
-        """False: it is not here. Its place stays until its turn comes."""
+        """False: it is not here.
+
+        Its place stays until its turn comes, or until half of the places are such: clients that come and leave while
+        nobody else's turn ends are not kept."""
         level = request.slot
         if not isinstance(level, _Level):
             return False
-        request.slot = None
-        level.size -= 1
+        level.remove(request)
         return True
 
     def expire(self, now_ns: int) -> tuple[list[InferenceRequest], int]:
@@ -88,6 +98,8 @@ class FairQueue:
                 continue
             if level.policy.delays and not 0 < request.deadline_ns <= now_ns:
                 level.delay(request)
+                if request.deadline_ns:
+                    self._will_expire(request.deadline_ns, request)
             else:
                 self.remove(request)
                 over.append(request)
@@ -100,11 +112,12 @@ class FairQueue:
 class _Level:
     """One priority."""
 
-    __slots__ = ("_delayed", "_turns", "policy", "size")
+    __slots__ = ("_delayed", "_gone", "_turns", "policy", "size")
 
     def __init__(self, policy: QueuePolicy) -> None:
         self.policy = policy
         self.size = 0  # without those that were taken out, whose places stay
+        self._gone = 0  # such places
         self._turns: OrderedDict[str, deque[InferenceRequest]] = OrderedDict()  # who is next comes first
         self._delayed: deque[InferenceRequest] = deque()
 
@@ -116,6 +129,20 @@ class _Level:
         request.slot = self
         self.size += 1
         self._turns.setdefault(request.tenant, deque()).append(request)
+
+    def remove(self, request: InferenceRequest) -> None:
+        request.slot = None
+        self.size -= 1
+        self._gone += 1
+        if self._gone > self.size + _FEW:
+            self._close_up()
+
+    def _close_up(self) -> None:
+        """Gives up the places of those that are gone."""
+        kept = ((tenant, deque(r for r in waiting if r.slot is self)) for tenant, waiting in self._turns.items())
+        self._turns = OrderedDict((tenant, waiting) for tenant, waiting in kept if waiting)
+        self._delayed = deque(r for r in self._delayed if r.slot is self)
+        self._gone = 0
 
     def delay(self, request: InferenceRequest) -> None:
         """Behind all the others; its old place is nobody's."""
@@ -132,11 +159,13 @@ class _Level:
                         self._turns[tenant] = waiting  # at the end
                     self._taken(request)
                     return request
+                self._gone -= 1
         while self._delayed:
             request = self._delayed.popleft()
             if request.slot is self:
                 self._taken(request)
                 return request
+            self._gone -= 1
         return None
 
     def _taken(self, request: InferenceRequest) -> None:
