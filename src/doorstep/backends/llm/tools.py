@@ -152,7 +152,7 @@ class CallStream:
             if not self._expects_value:
                 self._key = self._text
             elif self._key == "name":
-                self._name = orjson.loads(f'"{self._text}"')
+                self._name = _unescaped(self._text)
                 deltas.append({"index": self.count, "id": new_call_id(), "name": self._name, "arguments": ""})
                 self.count += 1
                 if self._pending:
@@ -194,13 +194,23 @@ class CallStream:
             deltas.append({"index": self.count - 1, "arguments": text})
 
 
+def _unescaped(text: str) -> str:
+    """What stands between two quotes of JSON; as it is, where it is none."""
+    try:
+        return str(orjson.loads(f'"{text}"'))
+    except orjson.JSONDecodeError:
+        return text
+
+
 class CallsInText:
     """Splits an answer that comes in pieces into words and calls in Hermes' form. What may be the beginning of a mark
-    is held back until it is clear; what is between marks and is no call is given out as it was written."""
+    is held back until it is clear; what is between marks and is no call is given out as it was written. Space between
+    calls, and after the last, is nobody's."""
 
     def __init__(self) -> None:
         self.count = 0
         self._held = ""
+        self._space = ""  # after a call: words may follow
         self._inside = False
 
     def feed(self, text: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -230,7 +240,12 @@ class CallsInText:
             yield from self._words(held)
 
     def _words(self, text: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        if text and not (self.count and text.isspace()):
+        if self.count:
+            text = self._space + text
+            words = text.rstrip()
+            self._space = text[len(words) :]
+            text = words
+        if text:
             yield text, []
 
     def _call(self, text: str, written: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -240,8 +255,9 @@ class CallsInText:
             if not isinstance(name, str):
                 raise TypeError
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-            yield written or f"{OPEN}{text}{CLOSE}", []
+            yield from self._words(written or f"{OPEN}{text}{CLOSE}")
             return
+        self._space = ""
         if not isinstance(arguments, str):
             arguments = orjson.dumps(arguments).decode()
         yield "", [{"index": self.count, "id": new_call_id(), "name": name, "arguments": arguments}]
