@@ -22,7 +22,15 @@ from doorstep.protocols.openai import chat, completions, embeddings, fields, rer
 from doorstep.protocols.openai.chat import chat_jobs, read_chat
 from doorstep.protocols.openai.completions import completion_jobs, read_completion
 from doorstep.protocols.openai.errors import BadField, error_object
-from doorstep.protocols.openai.schema import MOST_BYTES, MOST_DEPTH, MOST_NODES, MOST_REPEATS, check_schema
+from doorstep.protocols.openai.schema import (
+    MOST_BYTES,
+    MOST_DEPTH,
+    MOST_NODES,
+    MOST_OPTIONAL,
+    MOST_REPEATS,
+    MOST_VALUES,
+    check_schema,
+)
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT: dict[str, Any] = {"model": "m", "messages": MESSAGES}
@@ -306,7 +314,10 @@ def wide(parts: int) -> Any:
         {"pattern": "^[a-z]{3}(b|c)*$", "maxLength": MOST_REPEATS},
         {"properties": {"pattern": {"type": "string"}, "minItems": {"type": "integer"}}},
         {"$defs": {"a": {}}, "$ref": "#/$defs/a"},
-        {"enum": ["x" * 100] * 500},
+        {"enum": ["x" * 50] * MOST_VALUES},
+        {"minItems": 5, "maxItems": 5},
+        {"properties": {f"p{i}": {} for i in range(MOST_OPTIONAL)}},
+        {"properties": {f"p{i}": {} for i in range(999)}, "required": [f"p{i}" for i in range(999)]},
     ],
 )
 def test_a_schema_within_bounds_is_left_as_it_is(schema: Any) -> None:
@@ -335,6 +346,13 @@ def test_a_schema_within_bounds_is_left_as_it_is(schema: Any) -> None:
         {"minItems": 2001},
         {"maxLength": 1e300},
         {"minLength": -1},
+        {"type": "string", "minLength": 5, "maxLength": 1},  # of which llama.cpp makes a grammar without end
+        {"items": {"type": "array", "minItems": 2, "maxItems": 1}},
+        {"minProperties": 2, "maxProperties": 1},
+        {"enum": ["x"] * (MOST_VALUES + 1)},
+        {"anyOf": [{"enum": list(range(600))}, {"enum": list(range(600))}]},
+        {"properties": {f"p{i}": {} for i in range(MOST_OPTIONAL + 1)}},
+        {"properties": {f"p{i}": {} for i in range(MOST_OPTIONAL + 2)}, "required": ["p0", 1, [], {}]},
         {"maxProperties": 2**63},
         {"items": {"properties": {"a": {"maxItems": 5000}}}},
         {"$ref": "http://169.254.169.254/"},

@@ -1,4 +1,8 @@
-"""Bounds for JSON schemas that clients send: engines compile them, which takes time that clients choose. Pure."""
+"""Bounds for JSON schemas that clients send: engines compile them, which takes time that clients choose. Pure.
+
+While an engine compiles one, its other requests may stand still; where it makes a grammar of it, one that nothing fits
+may take all memory there is. OpenAI's own bounds are much the same (guide "Structured outputs").
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ MOST_DEPTH = 64
 MOST_NODES = 5000
 LONGEST_PATTERN = 512
 MOST_REPEATS = 2000  # of items, characters, or what a pattern repeats
+MOST_VALUES = 1000  # of all enumerations together
+MOST_OPTIONAL = 500  # properties of one object that may be left out
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
 
@@ -24,7 +30,7 @@ def check_schema(schema: Any, where: str) -> Any:
         raise BadField(f"'{where}' must be a JSON schema, an object", where, "invalid_type")
     if len(orjson.dumps(schema)) > MOST_BYTES:
         raise BadField(f"'{where}' is larger than {MOST_BYTES} bytes", where, "schema_too_large")
-    nodes = 0
+    nodes = values = 0
     left: list[tuple[Any, int]] = [(schema, 1)]
     while left:
         node, depth = left.pop()
@@ -34,6 +40,9 @@ def check_schema(schema: Any, where: str) -> Any:
             raise BadField(f"'{where}' is deeper or larger than {limits}", where, "schema_too_large")
         if isinstance(node, dict):
             _check_node(node, where)
+            values += len(node["enum"]) if isinstance(node.get("enum"), list) else 0
+            if values > MOST_VALUES:
+                raise BadField(f"'{where}' enumerates over {MOST_VALUES} values", where, "schema_too_large")
             left += [(child, depth + 1) for child in node.values() if isinstance(child, dict | list)]
         else:
             left += [(child, depth + 1) for child in node if isinstance(child, dict | list)]
@@ -48,6 +57,16 @@ def _check_node(node: dict[str, Any], where: str) -> None:
         count = node.get(key)
         if isinstance(count, int | float) and not 0 <= count <= MOST_REPEATS:
             raise BadField(f"'{where}' has a {key} of {count}; {MOST_REPEATS} at most", where, "schema_too_large")
+    for kind in ("Items", "Length", "Properties"):
+        least, most = node.get(f"min{kind}"), node.get(f"max{kind}")
+        if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
+            raise BadField(f"'{where}' has a min{kind} of {least} and a max{kind} of {most}: nothing fits", where)
+    properties, required = node.get("properties"), node.get("required")
+    if isinstance(properties, dict) and len(properties) > MOST_OPTIONAL:
+        needed = set(filter(_is_text, required)) if isinstance(required, list) else set()
+        if len(properties.keys() - needed) > MOST_OPTIONAL:
+            raise BadField(f"'{where}' has over {MOST_OPTIONAL} properties that are not required", where,
+                           "schema_too_large")  # fmt: skip
     pattern = node.get("pattern")
     if isinstance(pattern, str):
         _check_pattern(pattern, where)
@@ -55,6 +74,10 @@ def _check_node(node: dict[str, Any], where: str) -> None:
     if isinstance(patterns, dict):
         for pattern in patterns:
             _check_pattern(pattern, where)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _check_pattern(pattern: str, where: str) -> None:
