@@ -16,12 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+
+# llama.cpp's threads meet some hundred times a token. Where another process has one of the cores, those that wait spin
+# for as long as the system lets them, and a token takes seconds; so they spin for a moment, and then sleep. Read when
+# the library is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "100")
+
 import xllamacpp
 
 from doorstep.backends.llm import tools
 from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, too_long
 from doorstep.backends.llm.gguf import read_head
 from doorstep.backends.llm.job import Delta, Job, Usage
+from doorstep.backends.llm.json_grammar import for_a_grammar_of_its_own, json_grammar
 from doorstep.backends.llm.openai_chunks import delta_of, split_calls, usage_of
 from doorstep.backends.llm.tool_plan import Split, plan_tools
 from doorstep.backends.llm.upstream import Upstream, socket_folder
@@ -45,7 +52,6 @@ _FIELDS = {
     "repetition_penalty": "repeat_penalty",
     "logit_bias": "logit_bias",
     "ignore_eos": "ignore_eos",
-    "grammar": "grammar",
 }
 
 
@@ -153,11 +159,11 @@ class LlamaCppEngine(LLMEngine):
             body["chat_template_kwargs"] = kwargs
         plan = plan_tools(asked, knows_tools=self._knows_tools)
         if plan.schema is not None:
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": plan.schema}}
+            _obey(plan.schema, body, compact=True)
         else:
             _constrain(asked, body)
         if plan.functions:
-            body["tools"] = asked["tools"]
+            body["tools"] = [{"type": "function", "function": for_a_grammar_of_its_own(f)} for f in plan.functions]
             body["tool_choice"] = "auto"
             body["parallel_tool_calls"] = asked.get("parallel_tool_calls", True)
         body["messages"] = plan.messages
@@ -253,14 +259,14 @@ class LlamaCppEngine(LLMEngine):
 
 
 def _constrain(asked: Mapping[str, Any], body: dict[str, Any]) -> None:
-    """What the answer must look like."""
+    """What the answer must look like. Raises InvalidArgument."""
     wanted = asked.get("response_format") or {}
     if wanted.get("type") == "json_schema":
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": wanted["json_schema"].get("schema", {})},
-        }
+        _obey(wanted["json_schema"].get("schema", {}), body)
     elif wanted.get("type") == "json_object":
-        body["response_format"] = {"type": "json_object"}
-    if "response_format" in body and "prompt" in body:  # completions take the schema itself
-        body["json_schema"] = body.pop("response_format").get("json_schema", {}).get("schema", {"type": "object"})
+        _obey({"type": "object"}, body)
+
+
+def _obey(schema: Mapping[str, Any], body: dict[str, Any], *, compact: bool = False) -> None:
+    body["grammar"] = json_grammar(schema, compact=compact)
+    body["reasoning_format"] = "none"  # all of the answer is JSON, whatever the template has begun

@@ -141,16 +141,10 @@ def response_format(value: Any, where: str) -> dict[str, Any] | None:
 
 
 def structured_outputs(value: Any, where: str) -> dict[str, Any]:
-    """vLLM's extension, as far as a schema can say it: {"json": schema} or {"choice": [texts]}."""
-    if isinstance(value, dict) and len(value) == 1:
-        if "json" in value:
-            return schema_format(check_schema(value["json"], f"{where}.json"))
-        if "choice" in value:
-            texts = value["choice"]
-            if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-                raise BadField(f"'{where}.choice' must be a list of strings", f"{where}.choice", "invalid_type")
-            return schema_format(check_schema({"type": "string", "enum": texts}, f"{where}.choice"))
-    raise BadField(f"'{where}' must have 'json' (a schema) or 'choice' (a list of strings)", where, "invalid_value")
+    """vLLM's extension, as far as every engine can: {"json": schema}."""
+    if isinstance(value, dict) and list(value) == ["json"]:
+        return schema_format(check_schema(value["json"], f"{where}.json"))
+    raise BadField(f"'{where}' must be an object with 'json', a schema, and nothing else", where, "invalid_value")
 
 
 def schema_format(schema: Any) -> dict[str, Any]:
