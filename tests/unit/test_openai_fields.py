@@ -330,6 +330,7 @@ def test_a_schema_within_bounds_is_left_as_it_is(schema: Any) -> None:
     "schema",
     [
         nested(MOST_DEPTH + 1),
+        nested(900),  # what a parser of JSON takes
         wide(MOST_NODES),
         {"enum": ["x" * MOST_BYTES]},
         {"pattern": "a{2001}"},

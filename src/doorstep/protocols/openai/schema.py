@@ -28,8 +28,6 @@ def check_schema(schema: Any, where: str) -> Any:
     """The schema itself. Raises BadField for one that is none, or beyond the bounds."""
     if not isinstance(schema, dict):
         raise BadField(f"'{where}' must be a JSON schema, an object", where, "invalid_type")
-    if len(orjson.dumps(schema)) > MOST_BYTES:
-        raise BadField(f"'{where}' is larger than {MOST_BYTES} bytes", where, "schema_too_large")
     nodes = values = 0
     left: list[tuple[Any, int]] = [(schema, 1)]
     while left:
@@ -46,6 +44,8 @@ def check_schema(schema: Any, where: str) -> Any:
             left += [(child, depth + 1) for child in node.values() if isinstance(child, dict | list)]
         else:
             left += [(child, depth + 1) for child in node if isinstance(child, dict | list)]
+    if len(orjson.dumps(schema)) > MOST_BYTES:
+        raise BadField(f"'{where}' is larger than {MOST_BYTES} bytes", where, "schema_too_large")
     return schema
 
 
