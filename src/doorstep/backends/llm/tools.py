@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_LITERAL = frozenset(("const", "enum", "default", "examples"))  # of a schema: values, which refer to nothing
 _MOST_CALLS = 8  # at once, of a model that is forced to call
 
 
@@ -31,17 +32,32 @@ def forced_tools(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def call_schema(tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> dict[str, Any]:
     """The schema of one call, or with `parallel` of a list of calls."""
-    calls = [
-        {
+    root = "#/items" if parallel else "#"
+    calls = []
+    for i, tool in enumerate(tools):
+        at = f"{root}/properties/arguments" if len(tools) == 1 else f"{root}/anyOf/{i}/properties/arguments"
+        arguments = _moved(tool.get("parameters") or {"type": "object"}, at)
+        calls.append({
             "type": "object",
-            "properties": {"name": {"const": tool["name"]}, "arguments": tool.get("parameters") or {"type": "object"}},
+            "properties": {"name": {"const": tool["name"]}, "arguments": arguments},
             "required": ["name", "arguments"],
             "additionalProperties": False,
-        }
-        for tool in tools
-    ]
+        })  # fmt: skip
     one = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return {"type": "array", "items": one, "minItems": 1, "maxItems": _MOST_CALLS} if parallel else one
+
+
+def _moved(schema: Any, at: str) -> Any:
+    """A schema that becomes the part `at` (a JSON pointer) of another: what it refers to in itself is there now."""
+    if isinstance(schema, list):
+        return [_moved(one, at) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {key: value if key in _LITERAL else _moved(value, at) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = at + reference[1:]
+    return moved
 
 
 def with_tools_in_words(
