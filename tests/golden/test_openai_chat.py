@@ -294,6 +294,22 @@ def test_a_call_is_streamed_as_a_name_and_pieces_of_arguments(client: openai.Ope
     check_call(call, {"weather"}, {"Rome", "Oslo"})
 
 
+class Place(BaseModel):
+    city: Literal["Rome", "Oslo"]
+
+
+class Journey(BaseModel):
+    start: Place
+    end: Place
+
+
+def test_a_tool_may_be_a_class_with_classes_in_it(client: openai.OpenAI) -> None:
+    tools = [openai.pydantic_function_tool(Journey)]
+    found = client.chat.completions.parse(**ASK, tools=tools, tool_choice="required", max_tokens=60).choices[0]
+    (call,) = found.message.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Journey)
+
+
 def test_several_calls_come_at_once_where_that_is_asked(client: openai.OpenAI) -> None:
     found = client.chat.completions.create(
         **ASK, tools=[tool("t", "a")], tool_choice="required", parallel_tool_calls=True, max_tokens=60

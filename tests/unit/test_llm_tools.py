@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import llguidance
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -234,6 +235,42 @@ def matches(schema: Any, value: Any) -> bool:
 )
 def test_the_schema_fits_calls_and_nothing_else(value: Any, tools: Any, parallel: bool, fits: bool) -> None:
     assert matches(call_schema(tools, parallel=parallel), value) == fits
+
+
+NESTED = {
+    "name": "plan",
+    "parameters": {
+        "$defs": {"Day": {"type": "object", "properties": {"next": {"$ref": "#/$defs/Day"}, "$ref": {"const": "#/a"}}}},
+        "type": "object",
+        "properties": {"day": {"$ref": "#/$defs/Day"}, "all": {"$ref": "#"}, "x": {"const": {"$ref": "#/$defs/Day"}}},
+    },
+}
+
+
+def pointed_at(schema: Any, reference: str) -> Any:
+    """What a JSON pointer (RFC 6901) leads to."""
+    for part in reference.removeprefix("#").split("/")[1:]:
+        schema = schema[int(part)] if isinstance(schema, list) else schema[part]
+    return schema
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(("tools", "number"), [([NESTED], 0), ([WEATHER, NESTED], 1), ([NESTED, TIME], 0)])
+def test_what_a_tools_schema_refers_to_in_itself_is_found_in_the_whole(tools: Any, number: int, parallel: bool) -> None:
+    """As pydantic writes classes in classes."""
+    before = json.dumps(tools)
+    whole = call_schema(tools, parallel=parallel)
+    assert json.dumps(tools) == before
+    one = whole["items"] if parallel else whole
+    arguments = (one["anyOf"][number] if len(tools) > 1 else one)["properties"]["arguments"]
+    day = arguments["$defs"]["Day"]
+    assert pointed_at(whole, arguments["properties"]["day"]["$ref"]) is day
+    assert pointed_at(whole, day["properties"]["next"]["$ref"]) is day
+    assert pointed_at(whole, arguments["properties"]["all"]["$ref"]) is arguments
+    assert arguments["properties"]["x"] == {"const": {"$ref": "#/$defs/Day"}}, "a value refers to nothing"
+    assert day["properties"]["$ref"] == {"const": "#/a"}, "a property of that name neither"
+    error = llguidance.LLMatcher.validate_grammar(f"%llguidance {{}}\nstart: %json {json.dumps(whole)}")
+    assert not error, error
 
 
 @pytest.mark.parametrize(
