@@ -165,7 +165,7 @@ def _beside_a_long_prompt(server: ServerProcess) -> list[Figure]:
     thread = threading.Thread(target=long_prompts)
     thread.start()
     for turn in range(3):
-        ask(body(7, turn, tokens=128), tally)
+        ask(body(7, turn, tokens=32), tally)
     done.set()
     thread.join()
     gaps = sorted(tally.gaps_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from doorstep.backends.llm.counts import FINISHES, Counts, split_counts
@@ -20,7 +21,7 @@ from doorstep.request import InferenceRequest, cancelled_error
 from doorstep.scheduler.affinity import Affinity, blocks_of
 from doorstep.scheduler.dynamic import STOPPING
 from doorstep.scheduler.fair_queue import FairQueue
-from doorstep.scheduler.queue import TIMEOUT_EXPIRED, Priorities, QueuePolicy
+from doorstep.scheduler.queue import TIMEOUT_EXPIRED, Priorities, QueuePolicy, queue_full
 from doorstep.scheduler.runner import Runner
 from doorstep.scheduler.timer import Alarm
 from doorstep.stats import ModelStatistics
@@ -29,6 +30,8 @@ from doorstep.workers.base import Worker
 
 DEFAULT_QUEUE_SIZE = 128  # where the config says nothing: language models are slow, and a client rather hears no
 MOST_RETRY_S = 60
+MOST_LIGHT = 256  # requests that need no slot, and wait
+LIGHT_PER_WORKER = 4  # of them at once
 
 
 class SlotScheduler:
@@ -66,7 +69,8 @@ class SlotScheduler:
         )
         self._workers = list(workers)
         self._used: dict[Worker, int] = dict.fromkeys(workers, 0)  # slots
-        self._light: list[InferenceRequest] = []  # need no slot, only an idle worker
+        self._light: deque[InferenceRequest] = deque()  # need no slot, only an idle worker
+        self._light_running = 0
         self._running: dict[InferenceRequest, tuple[Worker, int]] = {}  # and how many slots it has: 1, or 0
         self._progress: dict[InferenceRequest, Progress] = {}
         self._affinity = Affinity()
@@ -115,6 +119,9 @@ class SlotScheduler:
             raise QueueRejected(STOPPING)
         request.queued_ns = self._clock()
         if not request.rows:
+            if len(self._light) >= MOST_LIGHT:
+                self.llm.reject("queue_full")
+                raise queue_full(request)
             self._light.append(request)
         else:
             try:
@@ -161,8 +168,8 @@ class SlotScheduler:
         self._pumping = True
         idle = self._runner.idle
         try:
-            while idle and self._light:
-                self._run(self._light.pop(0), idle[-1], 0)
+            while idle and self._light and self._light_running < LIGHT_PER_WORKER * len(self._workers):
+                self._run(self._light.popleft(), idle[-1], 0)
             while free := [w for w in idle if self._used.get(w, self._slots) < self._slots]:
                 request = self._queue.popleft()
                 if request is None:
@@ -184,6 +191,7 @@ class SlotScheduler:
 
     def _run(self, request: InferenceRequest, worker: Worker, slots: int) -> None:
         self._used[worker] += slots
+        self._light_running += not slots
         self._running[request] = (worker, slots)
         if slots:
             self.llm.running += 1
@@ -198,6 +206,7 @@ class SlotScheduler:
             return  # it never got a slot
         if worker in self._used:
             self._used[worker] -= slots
+        self._light_running -= not slots
         progress = self._progress.pop(request, None)
         if progress is not None:
             self.llm.running -= 1

@@ -19,6 +19,8 @@ from doorstep.backends.llm.settings import read_settings
 from doorstep.config.model import ModelConfig
 from doorstep.errors import BackendError
 
+FEW_CORES = 4
+
 
 class LLMBackend(Backend):
     """One engine's. `row` is that of an engine that is not among ours (docs/adding-a-backend.md)."""
@@ -54,15 +56,19 @@ class LLMBackend(Backend):
             context.backend_config,
         )
         if not settings.threads:
-            # An engine's threads spin while they wait for each other: where they take every core, the thread that must
-            # answer clients takes one of theirs away, and all the others spin for it.
-            settings = replace(settings, threads=max((context.threads or settings.thread_count) - 1, 1))
+            settings = replace(settings, threads=_threads(context.threads or settings.thread_count))
         if context.kind == "KIND_GPU":
             settings = replace(settings, gpu=context.device_id)
         log = context.log or (lambda level, message: None)
         engine = engine_class(settings, log)
         engine.load()
         return LLMInstance(engine)
+
+
+def _threads(cores: int) -> int:
+    """Of many cores one is left to who answers clients: an engine's threads wait for each other, and one that has lost
+    its core holds up all. Of few, each is worth more than that."""
+    return cores if cores <= FEW_CORES else cores - 1
 
 
 LlamaCppBackend = partial(LLMBackend, "llamacpp")

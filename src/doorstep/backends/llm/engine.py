@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from doorstep.backends.llm.job import Delta, Job
 from doorstep.backends.llm.settings import Settings
 from doorstep.errors import InvalidArgument, Unsupported
 
+Send = Callable[[Delta], None]  # may block, where the client reads slowly
 Aborted = Callable[[], bool]  # nobody wants the answer any more: to be asked at least ten times a second
 
 
@@ -38,12 +40,20 @@ class LLMEngine(ABC):
     def load(self) -> None:
         """Loads the model. Raises BackendError, naming the file and what to do."""
 
-    @abstractmethod
+    def stream(self, job: Job, aborted: Aborted, send: Send) -> None:
+        """As `generate`, for a library that calls back: gives each piece to `send`, in this thread or another.
+
+        Write the one that fits the library; the other follows from it."""
+        with closing(self.generate(job, aborted)) as deltas:
+            for delta in deltas:
+                send(delta)
+
     def generate(self, job: Job, aborted: Aborted) -> Generator[Delta, None, None]:
         """Answers a chat or a completion, piece by piece; the last has `finish` and `usage`.
 
         Ends early, and frees its slot, once `aborted()` says so or the iterator is closed. Raises InvalidArgument,
         before any piece, for a prompt that does not fit (`too_long`) and for a schema that cannot be used."""
+        raise NotImplementedError(f"{type(self).__name__} writes neither generate nor stream")
 
     def embed(self, job: Job, aborted: Aborted) -> Delta:
         """`value`: a vector (list or numpy) per input, in order."""

@@ -134,7 +134,7 @@ class _Router(OutputRouter):  # type: ignore[misc]
 
 
 def _config(model: Any, settings: Settings) -> ContinuousBatchingConfig:
-    batch = max(settings.batch_tokens, settings.slots)
+    batch = max(settings.prompt_batch, settings.slots)
     if model.device.type != "cpu":
         batch = max(batch, _ACCELERATOR_BATCH)
     step = math.ceil(batch / _PAGE) + settings.slots  # blocks that one step may need anew

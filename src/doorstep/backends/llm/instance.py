@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
 from doorstep.backends.base import ModelInstance
 from doorstep.backends.llm.counts import counts_tensor
@@ -84,18 +83,22 @@ class LLMInstance(ModelInstance):
         """`outputs_of` may have nothing to say to a piece."""
         engine = self._engine
         unsaid = 0  # tokens of pieces that nothing was said to
-        with closing(engine.generate(job, lambda: request.cancelled)) as deltas:
-            for delta in deltas:
-                outputs = outputs_of(delta)
-                if outputs is None:
-                    unsaid += delta.tokens
-                    continue
-                delta.tokens += unsaid
-                unsaid = 0
-                final = bool(delta.finish)
-                emit(request, [*outputs, counts_tensor(delta, engine.metrics().kv_usage)], final)
-                if final:
-                    return
+        ended = False
+
+        def send(delta: Delta) -> None:
+            nonlocal unsaid, ended
+            outputs = outputs_of(delta)
+            if outputs is None:
+                unsaid += delta.tokens
+                return
+            delta.tokens += unsaid
+            unsaid = 0
+            ended = bool(delta.finish)
+            emit(request, [*outputs, counts_tensor(delta, engine.metrics().kv_usage)], ended)
+
+        engine.stream(job, lambda: request.cancelled, send)
+        if ended:
+            return
         if not request.cancelled:
             raise BackendError("the engine ended its answer without saying why")
         emit(request, None, True)

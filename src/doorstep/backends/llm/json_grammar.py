@@ -14,15 +14,20 @@ import orjson
 
 from doorstep.errors import InvalidArgument
 
-# An answer cannot be white space for ever. Compact: as models have seen most JSON written on one line.
+# An answer cannot be white space for ever. Compact: as most JSON on one line is written.
 _FREE = {"whitespace_pattern": r"[\n ]{0,16}"}
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _LONGEST_REASON = 300
-_UNBOUNDED = frozenset(("pattern", "format", "minLength", "maxLength", "minItems", "maxItems"))
+_COSTLY = frozenset(
+    ("$ref", "pattern", "patternProperties", "format", "minLength", "maxLength", "minItems", "maxItems", "minimum",
+     "maximum", "exclusiveMinimum", "exclusiveMaximum")
+)  # fmt: skip
+_MOST_ALTERNATIVES = 32
 
 
 def json_grammar(schema: Mapping[str, Any], *, compact: bool = False) -> str:
-    """`compact`: on one line. Raises InvalidArgument for a schema that is none, that nothing fits, or that cannot be enforced."""
+    """`compact`: on one line. Raises InvalidArgument for a schema that is none, that nothing fits, or that cannot be
+    enforced."""
     text = orjson.dumps({**schema, "x-guidance": _COMPACT if compact else _FREE}).decode()
     grammar = f"%llguidance {{}}\nstart: %json {text}"
     error = llguidance.LLMatcher.validate_grammar(grammar)
@@ -32,10 +37,22 @@ def json_grammar(schema: Mapping[str, Any], *, compact: bool = False) -> str:
     return grammar
 
 
-def for_a_grammar_of_its_own(schema: Any) -> Any:
-    """The schema without what makes an engine's own grammars large: for what need not be enforced."""
-    if isinstance(schema, dict):
-        return {key: for_a_grammar_of_its_own(value) for key, value in schema.items() if key not in _UNBOUNDED}
-    if isinstance(schema, list):
-        return [for_a_grammar_of_its_own(one) for one in schema]
-    return schema
+def is_plain(schema: Any) -> bool:
+    """Whether an engine may make a grammar of its own of it, which costs little then: no references, no patterns, no
+    counts, few alternatives."""
+    alternatives = 0
+    left = [schema]
+    while left:
+        node = left.pop()
+        if isinstance(node, list):
+            left += node
+        elif isinstance(node, dict):
+            if not _COSTLY.isdisjoint(node):
+                return False
+            alternatives += sum(
+                len(node[key]) for key in ("anyOf", "oneOf", "allOf") if isinstance(node.get(key), list)
+            )
+            names = node.get("properties")
+            left += [value for key, value in node.items() if key != "properties"]
+            left += names.values() if isinstance(names, dict) else []
+    return alternatives <= _MOST_ALTERNATIVES

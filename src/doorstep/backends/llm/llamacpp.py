@@ -1,8 +1,8 @@
 """llama.cpp, by xllamacpp: GGUF models on a CPU, or a GPU its build knows.
 
-xllamacpp runs llama.cpp's own server in this process; it is asked over its listener, a Unix socket in a folder that
-only this user can enter, with a key that only this process knows. (Its calls in the process cannot be ended in the
-middle of a prompt.)
+xllamacpp runs llama.cpp's own server in this process. Answers are asked for by its calls, which tell the progress of a
+prompt, so that one can be ended in the middle; for what has no call (tokens, templates) it is asked over its listener:
+a Unix socket in a folder that only this user can enter, with a key that only this process knows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,21 @@ import orjson
 # llama.cpp's threads meet some hundred times a token. Where another process has one of the cores, those that wait spin
 # for as long as the system lets them, and a token takes seconds; so they spin for a moment, and then sleep. Read when
 # the library is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "100")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import xllamacpp
 
-from doorstep.backends.llm import tools
-from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, too_long
+from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, Send, too_long
 from doorstep.backends.llm.gguf import read_head
 from doorstep.backends.llm.job import Delta, Job, Usage
-from doorstep.backends.llm.json_grammar import for_a_grammar_of_its_own, json_grammar
-from doorstep.backends.llm.openai_chunks import delta_of, split_calls, usage_of
+from doorstep.backends.llm.json_grammar import is_plain, json_grammar
+from doorstep.backends.llm.llamacpp_answer import Answer
 from doorstep.backends.llm.tool_plan import Split, plan_tools
 from doorstep.backends.llm.upstream import Upstream, socket_folder
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument, Unavailable
 
 _POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large").match
-_BEGINS_WITHIN_S = 30.0  # a slot is free for it, so what is before its first sign of life is templates and schemas
 _HTTP_THREADS_BESIDE = 4  # for what needs no slot
 # Ours → llama.cpp's, where they differ. Nothing else of a client's body gets there.
 _FIELDS = {
@@ -66,7 +64,7 @@ class LlamaCppEngine(LLMEngine):
         self._folder = socket_folder("llama")
         self._key = secrets.token_hex(32)
         path = os.path.join(self._folder, "llama.sock")  # the name says that it is a socket
-        self._kv: dict[int, int] = {}  # job → tokens it has in the cache
+        self._answers: set[Answer] = set()  # under way
         self._kv_total = settings.context_size * settings.slots
         self._adapters = list(settings.adapters)
         try:
@@ -101,7 +99,7 @@ class LlamaCppEngine(LLMEngine):
         p.ctx_shift = False
         p.fit_params = False
         p.cpuparams.n_threads = p.cpuparams_batch.n_threads = s.thread_count
-        p.n_batch = p.n_ubatch = s.batch_tokens
+        p.n_batch = p.n_ubatch = s.prompt_batch
         p.cache_ram_mib = s.prompt_cache_mb
         p.n_gpu_layers = s.gpu_layers if s.gpu_layers >= 0 else 9999
         p.cache_type_k = p.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{s.cache_type.upper()}")
@@ -127,7 +125,7 @@ class LlamaCppEngine(LLMEngine):
 
     # Generation
 
-    def generate(self, job: Job, aborted: Aborted) -> Generator[Delta, None, None]:
+    def stream(self, job: Job, aborted: Aborted, send: Send) -> None:
         body = {theirs: job.body[ours] for ours, theirs in _FIELDS.items() if job.body.get(ours) is not None}
         body |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True, "n": 1}
         if self._adapters:
@@ -137,15 +135,23 @@ class LlamaCppEngine(LLMEngine):
             ]
         if job.operation == "chat":
             split = self._chat(job.body, body)
-            path = "/v1/chat/completions"
+            handle = self._server.handle_chat_completions
         else:
             body["prompt"] = job.body["prompt"]
             if (logprobs := job.body.get("logprobs")) is not None:
                 body["logprobs"] = max(logprobs, 1)
             _constrain(job.body, body)
             split = None
-            path = "/v1/completions"
-        return self._deltas(path, body, split, aborted)
+            handle = self._server.handle_completions
+        answer = Answer(split, aborted, send, self._error_of)
+        self._answers.add(answer)
+        try:
+            handle(orjson.dumps(body), answer.piece)
+        except ValueError as error:  # so it says that a field is not as it must be
+            raise InvalidArgument(str(error)) from None
+        finally:
+            self._answers.discard(answer)
+        answer.end()
 
     def _chat(self, asked: Mapping[str, Any], body: dict[str, Any]) -> Split | None:
         """Fills in what is a chat's; gives what finds calls in the answer, where llama.cpp does not."""
@@ -157,56 +163,18 @@ class LlamaCppEngine(LLMEngine):
             kwargs |= {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
         if kwargs:
             body["chat_template_kwargs"] = kwargs
-        plan = plan_tools(asked, knows_tools=self._knows_tools)
+        plain = all(is_plain(tool["function"].get("parameters") or {}) for tool in asked.get("tools") or ())
+        plan = plan_tools(asked, knows_tools=self._knows_tools and plain)
         if plan.schema is not None:
             _obey(plan.schema, body, compact=True)
         else:
             _constrain(asked, body)
         if plan.functions:
-            body["tools"] = [{"type": "function", "function": for_a_grammar_of_its_own(f)} for f in plan.functions]
+            body["tools"] = asked["tools"]
             body["tool_choice"] = "auto"
             body["parallel_tool_calls"] = asked.get("parallel_tool_calls", True)
         body["messages"] = plan.messages
         return plan.split
-
-    def _deltas(
-        self, path: str, body: dict[str, Any], split: Split | None, aborted: Aborted
-    ) -> Generator[Delta, None, None]:
-        number = id(body)
-        finish, usage = "", Usage()
-        try:
-            for event in self.upstream.events(path, body, aborted, begins_within_s=_BEGINS_WITHIN_S):
-                said = orjson.loads(event)
-                if "error" in said:
-                    raise self._error_of(0, said)
-                if (progress := said.get("prompt_progress")) is not None:
-                    if number not in self._kv:
-                        self._kv[number] = progress["total"]
-                        yield Delta(usage=Usage(prompt=progress["total"], cached=progress["cache"]))
-                    continue
-                if (told := said.get("usage")) is not None:
-                    timings = said.get("timings") or {}
-                    prefill_us, decode_us = (round(timings.get(key, 0) * 1000) for key in ("prompt_ms", "predicted_ms"))
-                    usage = usage_of(told, prefill_us=prefill_us, decode_us=decode_us)
-                for choice in said["choices"]:
-                    finish = choice.get("finish_reason") or finish
-                    delta = delta_of(choice)
-                    if delta.tokens:
-                        self._kv[number] = self._kv.get(number, 0) + delta.tokens
-                    if split is not None and delta.text:
-                        yield from split_calls(split, delta)
-                    elif delta.tokens:
-                        yield delta
-            if aborted():
-                return
-            if isinstance(split, tools.CallsInText):
-                for words, calls in split.finish():
-                    yield Delta(text=words, tool_calls=calls)
-            if split is not None and split.count and finish == "stop":
-                finish = "tool_calls"
-            yield Delta(finish=finish or "stop", usage=usage)
-        finally:
-            self._kv.pop(number, None)
 
     # The rest
 
@@ -240,7 +208,7 @@ class LlamaCppEngine(LLMEngine):
         return str(self.upstream.ask("POST", "/apply-template", wanted)["prompt"])
 
     def metrics(self) -> EngineMetrics:
-        return EngineMetrics(min(sum(self._kv.copy().values()) / self._kv_total, 1.0))
+        return EngineMetrics(min(sum(answer.tokens for answer in self._answers.copy()) / self._kv_total, 1.0))
 
     def _error_of(self, status: int, said: Any) -> DoorstepError:
         error = said.get("error", said) if isinstance(said, dict) else said

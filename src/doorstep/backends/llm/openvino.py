@@ -80,7 +80,7 @@ class OpenVinoEngine(LLMEngine):
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = self.settings.cache_gb
         scheduler.max_num_seqs = self.settings.slots
-        scheduler.max_num_batched_tokens = self.settings.batch_tokens
+        scheduler.max_num_batched_tokens = self.settings.prompt_batch
         scheduler.dynamic_split_fuse = True  # a long prompt is worked off between the others' tokens
         scheduler.enable_prefix_caching = True
         return scheduler

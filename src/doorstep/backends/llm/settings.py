@@ -37,7 +37,7 @@ class Settings:
     context_size: int = DEFAULT_CONTEXT  # tokens of prompt and answer, for each request
     slots: int = DEFAULT_SLOTS  # requests that run at once
     threads: int = 0  # 0: the cores that the instance may count on
-    batch_tokens: int = 128  # of prompts, worked off between two tokens of those who are already answered
+    batch_tokens: int = 0  # of prompts, worked off between two tokens of those who are answered; 0: by the threads
     prompt_cache_mb: int = 256  # memory for prompts that no slot holds any more
     gpu_layers: int = -1  # -1: all, where there is a GPU that the engine can use
     cache_type: str = "f16"  # of the KV cache
@@ -55,6 +55,12 @@ class Settings:
     @property
     def thread_count(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def prompt_batch(self) -> int:
+        """`batch_tokens`, or what takes some tenths of a second on a CPU: more is hardly faster, and who is being
+        answered waits for it."""
+        return self.batch_tokens or min(max(32 * self.thread_count, 64), 2048)
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
@@ -89,7 +95,7 @@ PARAMETERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "context_size": (_whole(16, 10_000_000), "a number of tokens, 16 or more"),
     "slots": (_whole(1, 256), "how many requests run at once, 1 to 256"),
     "threads": (_whole(0, 1024), "a number of threads, 0 for all cores"),
-    "batch_tokens": (_whole(8, 16384), "a number of tokens, 8 to 16384"),
+    "batch_tokens": (_whole(0, 16384), "a number of tokens, 0 for what the threads do in a moment"),
     "prompt_cache_mb": (_whole(0, 1 << 20), "megabytes, 0 for none"),
     "gpu_layers": (_whole(-1, 10_000), "a number of layers, 0 for none, -1 for all"),
     "cache_type": (_one_of(*CACHE_TYPES), f"one of {', '.join(CACHE_TYPES)}"),

@@ -18,12 +18,11 @@ from typing import Any
 import httptools
 import orjson
 
-from doorstep.errors import BackendError, DoorstepError, InvalidArgument
+from doorstep.errors import BackendError, DoorstepError
 
 POLL_S = 0.05  # how often a silent engine's caller is asked whether it still waits
 LONGEST_EVENT = 64 << 20
 _ASK_TIMEOUT_S = 600.0
-TOO_LONG_TO_BEGIN = "the chat template, or the schema of the answer, takes too long to be worked out; make it simpler"
 _PREFIX = "doorstep-"
 _LONGEST_FOLDER = 50  # a socket's path has 107 bytes at most, of which our names take up to 50
 
@@ -76,15 +75,9 @@ class Upstream:
         finally:
             connection.close()
 
-    def events(
-        self, path: str, body: Any, aborted: Callable[[], bool], *, begins_within_s: float | None = None
-    ) -> Iterator[bytes]:
-        """The data of each event, `[DONE]` left out; ends early once `aborted()`. Closing it closes the connection.
-
-        `begins_within_s`: an engine that says something before it works is not waited for any longer when it does not.
-        Raises InvalidArgument then: it is busy with what was asked of the answer's form, and not with the answer."""
+    def events(self, path: str, body: Any, aborted: Callable[[], bool]) -> Iterator[bytes]:
+        """The data of each event, `[DONE]` left out; ends early once `aborted()`. Closing it closes the connection."""
         data = orjson.dumps(body)
-        give_up = time.monotonic() + (begins_within_s if begins_within_s is not None else float("inf"))
         head = (
             f"POST {path} HTTP/1.1\r\nHost: engine\r\nAuthorization: Bearer {self._key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -104,8 +97,6 @@ class Upstream:
                     except TimeoutError:
                         if aborted():
                             return
-                        if not answer.status and time.monotonic() > give_up:
-                            raise InvalidArgument(TOO_LONG_TO_BEGIN) from None
                         continue
                     if not received:
                         raise BackendError("the engine broke off its answer")

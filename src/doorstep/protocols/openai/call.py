@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from doorstep.backends.llm.job import JOB, LIGHT, Delta, Job
-from doorstep.errors import DoorstepError
+from doorstep.errors import DoorstepError, Internal
 from doorstep.model import Model
 from doorstep.protocols.openai.answer import Choice, Format
 from doorstep.protocols.openai.errors import BadField, Deadline, status_of
@@ -178,6 +178,11 @@ class Call:
             exchange.respond(status_of(error), sent, body)
         self._cancel()
 
+    def broken(self, error: Exception) -> None:
+        """A piece that cannot be put into words: our mistake, and no reason to keep anybody's slot."""
+        logger.error("an answer of '%s' cannot be written", self._model.name, exc_info=error)
+        self._fail(Internal(f"the answer cannot be written: {type(error).__name__}"))
+
     # The client
 
     def _headers(self, *headers: tuple[bytes, bytes]) -> Headers:
@@ -236,13 +241,17 @@ class Call:
 class _Sender:
     """Gives one job's responses to its call."""
 
-    __slots__ = ("_receive",)
+    __slots__ = ("_broken", "_receive")
 
     def __init__(self, call: Call, index: int) -> None:
         self._receive = partial(call.receive, index)
+        self._broken = call.broken
 
     def send(self, response: InferenceResponse, final: bool) -> None:
-        self._receive(response, final)
+        try:
+            self._receive(response, final)
+        except Exception as error:
+            self._broken(error)
 
 
 def retry_after_s(model: Model) -> int:
