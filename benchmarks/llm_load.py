@@ -97,7 +97,7 @@ def over_http(port: int, model: str) -> Ask:
     return ask
 
 
-def engine(path: str, slots: int, threads: int, port: int = 0, batch: int = 128) -> Any:
+def engine(path: str, slots: int, threads: int, port: int = 0, batch: int = 64) -> Any:
     """xllamacpp with what Doorstep gives it."""
     import xllamacpp
 
