@@ -59,7 +59,12 @@ PAIRS: list[tuple[str, int, Any]] = [
     ("a.empty", ARRAY, (U8, [])),
     ("tokenizer.chat_template", STRING, "{{ messages }}"),
 ]
-GOOD = head(*PAIRS, tensors=7) + bytes(64)
+# Two rows of four FP32 numbers at the beginning of the data, which is aligned to 32 bytes
+TENSOR = text("w") + struct.pack("<IQQIQ", 2, 4, 2, 0, 0)
+DATA = bytes(32)
+UNTIL_DATA = head(*PAIRS, tensors=1) + TENSOR
+UNTIL_DATA += bytes(-len(UNTIL_DATA) % 32)
+GOOD = UNTIL_DATA + DATA
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +89,9 @@ def refused(folder: Path, data: bytes) -> str:
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_head_is_read_and_arrays_are_counted(folder: Path, version: int) -> None:
-    found = read(folder, head(*PAIRS, version=version, tensors=7))
+    found = read(folder, head(*PAIRS, version=version, tensors=1) + TENSOR + bytes(64))
     assert found.pairs == {key: (what[0], len(what[1])) if kind == ARRAY else what for key, kind, what in PAIRS}
-    assert (found.tensor_count, found.architecture, found.name) == (7, "llama", "Größe 🙂")
+    assert (found.tensor_count, found.architecture, found.name) == (1, "llama", "Größe 🙂")
     assert (found.context_length, found.chat_template) == (8192, "{{ messages }}")
     assert (found.count("tokenizer.ggml.tokens"), found.count("nothing"), found.count("a.flag")) == (3, 0, 0)
 
@@ -120,6 +125,24 @@ def test_a_real_model_says_what_llama_cpp_says(smollm2: Path) -> None:
 def test_a_file_that_ends_anywhere_in_its_head_is_refused(folder: Path, length: int) -> None:
     message = refused(folder, GOOD[:length])
     assert "is damaged" in message
+
+
+@pytest.mark.parametrize("missing", [1, 31, 32])
+def test_a_file_that_ends_in_its_tensors_is_refused(folder: Path, missing: int) -> None:
+    message = refused(folder, GOOD[:-missing])
+    assert f"has {len(GOOD) - missing} bytes, and its tensor 'w' ends at {len(GOOD)}" in message
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        text("w") + struct.pack("<I", 2**31),  # dimensions
+        text("w") + struct.pack("<IQQIQ", 2, 2**63, 2**63, 0, 0),
+        text("w") + struct.pack("<IQIQ", 1, 1, 0, 2**63),
+    ],
+)
+def test_a_tensor_that_lies_is_refused(folder: Path, tensor: bytes) -> None:
+    assert "is damaged" in refused(folder, head(*PAIRS, tensors=1) + tensor + bytes(64))
 
 
 HUGE = [2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1]

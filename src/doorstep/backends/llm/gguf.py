@@ -6,6 +6,7 @@ file's, so that a file that lies costs nothing.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,14 @@ _MOST_TENSORS = 1_000_000
 _LONGEST_STRING = 64 << 20
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_ALIGNMENT = 32
+_MOST_DIMENSIONS = 8
+# type of a tensor → elements and bytes of a block (ggml.h, ggml_type; ggml-common.h)
+_BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 30: (1, 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,7 @@ def read_head(path: Path) -> GgufHead:
 class _Reader:
     def __init__(self, file: BinaryIO, size: int, name: str) -> None:
         self._file = file
-        self._left = size
+        self._size = self._left = size
         self._name = name
 
     def head(self) -> GgufHead:
@@ -101,7 +110,26 @@ class _Reader:
         head = GgufHead(tensors, found)
         if not head.architecture:
             raise BackendError(f"{self._name} does not say its architecture (general.architecture): it is no model")
+        self._check_tensors(tensors, head.pairs.get("general.alignment", _ALIGNMENT))
         return head
+
+    def _check_tensors(self, count: int, alignment: Any) -> None:
+        """Whether all of them are in the file: an engine that maps it would die on the first page that is not there."""
+        end, last = 0, ""
+        for _ in range(count):
+            name, dimensions = self._string(), self._number("<I")
+            if dimensions > _MOST_DIMENSIONS:
+                raise self._damaged(f"a tensor of {dimensions} dimensions")
+            elements = math.prod(self._number("<Q") for _ in range(dimensions))
+            block, size = _BLOCKS.get(self._number("<I"), (1, 0))  # of a type that is not known: as if it were empty
+            here = self._number("<Q") + elements // block * size
+            if here > end:
+                end, last = here, name
+        start = self._size - self._left
+        step = alignment if isinstance(alignment, int) and alignment > 0 else _ALIGNMENT
+        end += -(-start // step) * step
+        if count and end > self._size:
+            raise self._damaged(f"it has {self._size} bytes, and its tensor '{last[:80]}' ends at {end}")
 
     def _take(self, size: int) -> bytes:
         if size > self._left:
