@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -108,6 +109,7 @@ PARAMETERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "command": (_beside, "a program"),
     "load_timeout_s": (_whole(1, 86400), "seconds"),
 }
+_KNOWN = (*PARAMETERS, "adapters", "execution")
 _NAMES = {f.name for f in fields(Settings)}
 assert PARAMETERS.keys() <= _NAMES
 
@@ -132,6 +134,10 @@ def read_settings(
             given[key] = read(text.strip())
         except ValueError:
             problems.append(Problem(f'parameters["{key}"]', f"is '{text}'", f"use {expected}"))
+    for key in parameters:
+        meant = [] if key in _KNOWN else difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.8)
+        if meant:  # others may be somebody's own
+            problems.append(Problem(f'parameters["{key}"]', "says nothing to an engine", f"did you mean '{meant[0]}'?"))
     for key in ("draft_model", "chat_template"):
         if key in given:
             file = version_directory / given[key]
