@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -27,6 +28,7 @@ from doorstep.protocols.openai.schema import (
     MOST_DEPTH,
     MOST_NODES,
     MOST_OPTIONAL,
+    MOST_PATTERNS,
     MOST_REPEATS,
     MOST_VALUES,
     check_schema,
@@ -316,6 +318,8 @@ def wide(parts: int) -> Any:
         {"$defs": {"a": {}}, "$ref": "#/$defs/a"},
         {"enum": ["x" * 50] * MOST_VALUES},
         {"minItems": 5, "maxItems": 5},
+        {"pattern": "^[ж-йё]+[^\\u0100-\\uffff]\\\\u\\é(?i:[a-\U0010ffff])$"},
+        {"anyOf": [{"pattern": "a" * 512}] * (MOST_PATTERNS // 512)},
         {"properties": {f"p{i}": {} for i in range(MOST_OPTIONAL)}},
         {"properties": {f"p{i}": {} for i in range(999)}, "required": [f"p{i}" for i in range(999)]},
     ],
@@ -342,6 +346,8 @@ def test_a_schema_within_bounds_is_left_as_it_is(schema: Any) -> None:
         {"patternProperties": {"(": {}}},
         {"patternProperties": {"a{9999}": {}}},
         {"pattern": "[z-a]"},
+        {"pattern": "[я-a]"},
+        {"anyOf": [{"pattern": "a" * 512}] * (MOST_PATTERNS // 512 + 1)},
         {"pattern": "(?P<a>b)(?P<a>c)"},
         {"maxItems": 10**9},
         {"minItems": 2001},
@@ -367,6 +373,14 @@ def test_a_schema_within_bounds_is_left_as_it_is(schema: Any) -> None:
 )
 def test_a_schema_beyond_bounds_is_refused(schema: Any) -> None:
     refused(lambda body: check_schema(body, "s"), schema)
+
+
+def test_patterns_cost_little_whatever_characters_they_have() -> None:
+    """Python's `re` takes half a second for one of these as it is written."""
+    before = time.process_time()
+    for last in ("\uffff", "\\uffff", "\U0010ffff", "\\U0010ffff"):
+        check_schema({"anyOf": [{"pattern": f"(?i){i}" + f"[a-{last}]" * 35} for i in range(10)]}, "s")
+    assert time.process_time() - before < 1
 
 
 PLACES: dict[str, Callable[[Any], dict[str, Any]]] = {
