@@ -20,6 +20,7 @@ PHASE_BUCKETS_S = (
 )  # fmt: skip
 TOKEN_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 FINISHES = ("stop", "length", "tool_calls", "abort", "error")
+REJECTIONS = ("queue_full", "timeout", "stopping")
 
 
 class LLMStatistics:
@@ -32,7 +33,7 @@ class LLMStatistics:
         self.cached_tokens = 0
         self.generated_tokens = 0
         self.finished = dict.fromkeys(FINISHES, 0)
-        self.rejected: dict[str, int] = {}  # reason → requests that were never let in
+        self.rejected = dict.fromkeys(REJECTIONS, 0)  # requests that never had a slot
         self.first_token_s = Histogram(FIRST_TOKEN_BUCKETS_S)
         self.next_token_s = Histogram(NEXT_TOKEN_BUCKETS_S)
         self.queue_s = Histogram(PHASE_BUCKETS_S)
@@ -44,7 +45,7 @@ class LLMStatistics:
         self.request_generated_tokens = Histogram(TOKEN_BUCKETS)
 
     def reject(self, reason: str) -> None:
-        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        self.rejected[reason] += 1
 
 
 class Progress:

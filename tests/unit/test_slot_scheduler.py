@@ -14,6 +14,7 @@ import pytest
 from doorstep.backends.llm.counts import counts_tensor
 from doorstep.backends.llm.job import DELTA, JOB, Delta, Job, Usage
 from doorstep.errors import BackendError, DoorstepError, ErrorCode, QueueRejected
+from doorstep.llm_stats import LLMStatistics
 from doorstep.request import LATER, Batch, InferenceRequest, InferenceResponse
 from doorstep.scheduler.affinity import BLOCK_BYTES
 from doorstep.scheduler.queue import Priorities, QueuePolicy
@@ -112,6 +113,10 @@ class Bench:
             request.rows = 0
         self.scheduler.enqueue(request)
         return inbox
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        return {reason: count for reason, count in self.scheduler.llm.rejected.items() if count}
 
     def cancel(self, id: str) -> None:
         self.requests[id].cancel()
@@ -252,7 +257,7 @@ def test_a_full_queue_refuses_and_says_so(make: Make) -> None:
     with pytest.raises(QueueRejected):
         bench.ask("c")
     bench.ask("count", light=True)
-    assert bench.scheduler.llm.rejected == {"queue_full": 1}
+    assert bench.rejected == {"queue_full": 1}
     assert bench.scheduler.queue_limit == 1
     assert bench.scheduler.inflight_count == 3
 
@@ -264,7 +269,7 @@ def test_a_stopping_scheduler_takes_nothing_and_finishes_what_it_has(make: Make)
     bench.scheduler.stop()
     with pytest.raises(QueueRejected):
         bench.ask("c")
-    assert bench.scheduler.llm.rejected == {"stopping": 1}
+    assert bench.rejected == {"stopping": 1}
     bench.loop.call_soon(bench.engine.finish, "a")
     bench.loop.call_soon(bench.engine.finish, "b")
     bench.run(bench.scheduler.drained())
@@ -279,7 +284,7 @@ def test_one_that_has_waited_too_long_is_refused(make: Make) -> None:
     bench.alarm()
     assert inbox.error is not None
     assert inbox.error.message == "Request timeout expired"
-    assert bench.scheduler.llm.rejected == {"timeout": 1}
+    assert bench.rejected == {"timeout": 1}
     assert bench.running == "a", "who has a slot keeps it"
 
 
@@ -293,6 +298,7 @@ def test_one_whose_deadline_has_passed_does_not_run(make: Make) -> None:
     assert bench.running == "c"
     assert inbox.error is not None
     assert inbox.error.message == "Request timeout expired"
+    assert bench.rejected == {"timeout": 1}
 
 
 def test_the_alarm_goes_off_by_itself(make: Make) -> None:
@@ -409,6 +415,16 @@ def test_what_a_request_took_is_counted_once(make: Make) -> None:
     assert llm.queue_s.total == pytest.approx(0.05)
     assert sum(llm.finished.values()) == 2
     assert (llm.running, llm.kv_usage) == (0, 0.0)
+
+
+def test_reasons_of_refusals_are_there_before_the_first() -> None:
+    """Metrics are read in another thread: a reason that appeared meanwhile would break the walk over them."""
+    llm = LLMStatistics(1, 16)
+    walk = iter(llm.rejected.items())
+    next(walk)
+    for reason in ("queue_full", "timeout", "stopping"):
+        llm.reject(reason)
+    assert len(list(walk)) == 2
 
 
 def test_when_to_come_back_grows_with_the_queue_and_is_bounded(make: Make) -> None:

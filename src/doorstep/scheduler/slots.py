@@ -175,7 +175,7 @@ class SlotScheduler:
                 if request is None:
                     break
                 if 0 < request.deadline_ns <= self._clock():
-                    self._runner.end_early(request, QueueRejected(TIMEOUT_EXPIRED))
+                    self._expire(request)
                     continue
                 self._run(request, self._choose(request, free), 1)
         finally:
@@ -294,8 +294,11 @@ class SlotScheduler:
         if next_ns:
             self._alarm.set(next_ns)
         for request in over:
-            self.llm.reject("timeout")
-            self._runner.end_early(request, QueueRejected(TIMEOUT_EXPIRED))
+            self._expire(request)
+
+    def _expire(self, request: InferenceRequest) -> None:
+        self.llm.reject("timeout")
+        self._runner.end_early(request, QueueRejected(TIMEOUT_EXPIRED))
 
 
 def _beginning(request: InferenceRequest) -> bytes:
