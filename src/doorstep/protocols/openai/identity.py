@@ -53,6 +53,6 @@ def id_headers(exchange: Exchange, id: str) -> list[tuple[bytes, bytes]]:
 def _deadline(given: bytes | None) -> int:
     if given is None:
         return 0
-    if not given.isdigit() or not 0 < int(given[:12]) <= _LONGEST_TIMEOUT_MS:
+    if not given.isdigit() or len(given) > 12 or not 0 < int(given) <= _LONGEST_TIMEOUT_MS:
         raise BadField(f"the header {TIMEOUT.decode()} must be a number of milliseconds", TIMEOUT.decode())
     return time.monotonic_ns() + int(given) * 1_000_000
