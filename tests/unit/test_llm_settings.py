@@ -27,10 +27,11 @@ def test_a_parameter_is_read(tmp_path: Path, parameter: str, text: str, value: A
 
 @pytest.mark.parametrize(
     ("parameter", "text"),
-    [("slots", "0"), ("slots", "many"), ("slots", "257"), ("context_size", "15"), ("task", "sing"), ("gpu_layers", "-2"),
-     ("cache_type", "q3"), ("chat_template", "../../etc/passwd"), ("chat_template", "none.jinja"), ("draft_model", "x"),
-     ("adapters", "a"), ("adapters", "a=../x"), ("adapters", "a=missing.gguf"), ("adapters", "a=x@heavy"),
-     ("adapters", "/=model"), ("slot", "4"), ("contextsize", "4")],
+    [("slots", "0"), ("slots", "many"), ("slots", "257"), ("context_size", "15"), ("task", "sing"),
+     ("gpu_layers", "-2"), ("cache_type", "q3"), ("chat_template", "../../etc/passwd"),
+     ("chat_template", "none.jinja"), ("draft_model", "x"), ("adapters", "a"), ("adapters", "a=../x"),
+     ("adapters", "a=missing.gguf"), ("adapters", "a=x@heavy"), ("adapters", "/=model"), ("slot", "4"),
+     ("contextsize", "4")],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path: Path, parameter: str, text: str) -> None:
     (tmp_path / "model").touch()
