@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
-from doorstep.protocols.openai import chat, completions, embeddings, fields, rerank, tokens
+from doorstep.protocols.openai import chat, completions, embeddings, fields, rerank, responses_in, tokens
+from doorstep.protocols.openai import messages_blocks as blocks
 from doorstep.protocols.openai.chat import chat_jobs, read_chat
 from doorstep.protocols.openai.completions import completion_jobs, read_completion
 from doorstep.protocols.openai.errors import BadField, error_object
@@ -396,6 +397,21 @@ def test_schemas_are_checked_wherever_they_are(place: str) -> None:
     refused(read_chat, {**CHAT, **PLACES[place](nested(MOST_DEPTH + 1))})
     refused(read_chat, {**CHAT, **PLACES[place]({"pattern": "a{9999}"})})
     read_chat({**CHAT, **PLACES[place]({"type": "object"})})
+
+
+@pytest.mark.parametrize("read", [fields.tools, blocks.read_tools, responses_in.CHECKS["tools"]])
+def test_tools_are_bounded_together(read: Callable[[Any, str], Any]) -> None:
+    words = "x" * (fields.MOST_TOOL_BYTES // 16)
+
+    def tools(count: int) -> list[dict[str, Any]]:
+        own = [{"name": f"f{i}", "description": words} for i in range(count)]
+        if read is blocks.read_tools:
+            return [{**one, "input_schema": {"type": "object"}} for one in own]
+        return [tool(**one) if read is fields.tools else {"type": "function", **one} for one in own]
+
+    assert len(read(tools(15), "tools")) == 15
+    with pytest.raises(BadField, match="'tools' is larger than 524288 bytes"):
+        read(tools(16), "tools")
 
 
 # Jobs

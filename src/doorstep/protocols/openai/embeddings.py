@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,10 +89,9 @@ class Embeddings:
         self._front = front
 
     def embed(self, exchange: Exchange) -> None:
-        self._front.with_document(exchange, self._embed)
+        self._front.with_document(exchange, partial(fields.read, checks=CHECKS), self._embed)
 
-    def _embed(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = fields.read(said, CHECKS)
+    def _embed(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         for name in ("model", "input"):
             if name not in body:
                 raise BadField(f"'{name}' is missing", name, "missing")

@@ -22,6 +22,7 @@ LONGEST_STOP = 256
 MOST_BIASES = 300
 MOST_TOP_LOGPROBS = 20
 MOST_TOOLS = 128
+MOST_TOOL_BYTES = 512 * 1024  # of all tools together
 MOST_TOKENS = 10_000_000
 LONGEST_DESCRIPTION = 64 * 1024
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
@@ -166,10 +167,22 @@ def template_kwargs(value: Any, where: str) -> dict[str, Any]:
     return {key: allowed[key](given, f"{where}.{key}") for key, given in value.items()}
 
 
-def tools(value: Any, where: str) -> list[dict[str, Any]] | None:
-    if not isinstance(value, list) or len(value) > MOST_TOOLS:
-        raise BadField(f"'{where}' must be a list of at most {MOST_TOOLS} tools", where, "invalid_type")
-    return [_tool(tool, f"{where}[{i}]") for i, tool in enumerate(value)] or None
+def tool_list(read: Check) -> Check:
+    """Of a list of tools, each of which `read` makes as engines are told of it; None for an empty one."""
+
+    def check(value: Any, where: str) -> list[dict[str, Any]] | None:
+        if not isinstance(value, list) or len(value) > MOST_TOOLS:
+            raise BadField(f"'{where}' must be a list of at most {MOST_TOOLS} tools", where, "invalid_type")
+        made = []
+        left = MOST_TOOL_BYTES
+        for i, tool in enumerate(value):
+            made.append(read(tool, f"{where}[{i}]"))
+            left -= len(orjson.dumps(made[-1]))
+            if left < 0:
+                raise BadField(f"'{where}' is larger than {MOST_TOOL_BYTES} bytes", where, "schema_too_large")
+        return made or None
+
+    return check
 
 
 def _tool(value: Any, where: str) -> dict[str, Any]:
@@ -190,6 +203,9 @@ def function_tool(function: Mapping[str, Any], where: str, schema: str = "parame
     if function.get(schema) is not None:
         made["parameters"] = check_schema(function[schema], f"{where}.{schema}")
     return {"type": "function", "function": made}
+
+
+tools = tool_list(_tool)
 
 
 def tool_choice(value: Any, where: str) -> Any:

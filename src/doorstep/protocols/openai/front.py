@@ -5,10 +5,8 @@ Knows the server and its models; formats are in a file per API. Touched only fro
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from zlib import crc32
 
 import orjson
@@ -18,7 +16,7 @@ from doorstep.backends.llm.job import Job
 from doorstep.backends.llm.settings import adapter_names, task_of
 from doorstep.errors import DoorstepError, ErrorCode, Unavailable
 from doorstep.model import Model
-from doorstep.protocols.kserve.aside import TEXT_BYTES, aside
+from doorstep.protocols.kserve.aside import aside
 from doorstep.protocols.openai.answer import Format
 from doorstep.protocols.openai.call import JSON_TYPE, Call, llm_of, retry_after_s
 from doorstep.protocols.openai.chat import ChatFormat, chat_jobs, read_chat
@@ -34,10 +32,11 @@ from doorstep.wire.limits import WireLimits
 if TYPE_CHECKING:
     from doorstep.server import InferenceServer
 
+LONG_BYTES = 16 * 1024  # of a body: reading a longer one may take the event loop milliseconds, or seconds
 LONGEST_TOKEN_BYTES = 256  # no vocabulary has longer ones: a prompt of more bytes than so many each cannot fit
 _PROMPTS = {"generate": "chat and completions", "embed": "/v1/embeddings", "rerank": "/v1/rerank"}
 
-Answer = Callable[[Mapping[str, Any], Exchange], None]  # (the JSON of the body, the exchange); raises DoorstepError
+B = TypeVar("B")  # a body as it was read
 
 
 class Front:
@@ -49,55 +48,49 @@ class Front:
     # Endpoints
 
     def chat(self, exchange: Exchange) -> None:
-        self.with_document(exchange, self._chat)
+        self.with_document(exchange, read_chat, self._chat)
 
-    def _chat(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = read_chat(said)
+    def _chat(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         model, adapter = self.generator(body["model"])
         self.start(exchange, model, body, chat_jobs(body, adapter), ChatFormat(body, fingerprint(model)))
 
     def completions(self, exchange: Exchange) -> None:
-        self.with_document(exchange, self._completions)
+        self.with_document(exchange, read_completion, self._completions)
 
-    def _completions(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = read_completion(said)
+    def _completions(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         model, adapter = self.generator(body["model"])
         self.start(exchange, model, body, completion_jobs(body, adapter), CompletionFormat(body, fingerprint(model)))
 
     # What every API shares
 
     def with_document(
-        self, exchange: Exchange, answer: Answer, refuse: Callable[[Exchange, DoorstepError], None] | None = None
+        self,
+        exchange: Exchange,
+        read: Callable[[dict[str, Any]], B],
+        answer: Callable[[B, Exchange], None],
+        refuse: Callable[[Exchange, DoorstepError], None] | None = None,
     ) -> None:
-        """Reads the body, in a thread where it is long, and lets `answer` begin; `refuse` says its errors."""
+        """Lets `answer` begin with what `read` makes of the body's JSON, in a thread where that is long; `refuse` says
+        the errors of both."""
         refuse = refuse or respond_error
 
-        def begin(said: Mapping[str, Any]) -> None:
+        def begin(made: Callable[[], B]) -> None:
             try:
-                answer(said, exchange)
-            except DoorstepError as error:
-                refuse(exchange, error)
-
-        def was_read(done: asyncio.Future[dict[str, Any]]) -> None:
-            try:
-                said = done.result()
+                body = made()
+                if not exchange.disconnected:
+                    answer(body, exchange)
             except DoorstepError as error:
                 refuse(exchange, error)
             except Exception as error:
                 fail(exchange, error)
-            else:
-                if not exchange.disconnected:
-                    begin(said)
 
-        if len(exchange.body) > TEXT_BYTES:
-            aside(was_read, partial(document, exchange.body))
-            return
-        try:
-            said = document(exchange.body)
-        except DoorstepError as error:
-            refuse(exchange, error)
+        def whole() -> B:
+            return read(document(exchange.body))
+
+        if len(exchange.body) > LONG_BYTES:
+            aside(lambda done: begin(done.result), whole)
         else:
-            begin(said)
+            begin(whole)
 
     def start(
         self, exchange: Exchange, model: Model, body: Mapping[str, Any], jobs: Sequence[Job], format: Format

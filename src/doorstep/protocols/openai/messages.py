@@ -66,6 +66,14 @@ def read_message(said: Mapping[str, Any], checks: Mapping[str, fields.Check], *n
     return body
 
 
+def _whole(said: Mapping[str, Any]) -> dict[str, Any]:
+    return read_message(said, CHECKS, "model", "max_tokens", "messages")
+
+
+def _counted(said: Mapping[str, Any]) -> dict[str, Any]:
+    return read_message(said, COUNTED, "model", "messages")
+
+
 def asked_of(body: Mapping[str, Any]) -> dict[str, Any]:
     """What a chat asks."""
     system = [{"role": "system", "content": body["system"]}] if "system" in body else []
@@ -80,19 +88,17 @@ class Messages:
         self._refuse = partial(respond_error, body_of=anthropic_body)
 
     def create(self, exchange: Exchange) -> None:
-        self._front.with_document(exchange, self._create, self._refuse)
+        self._front.with_document(exchange, _whole, self._create, self._refuse)
 
-    def _create(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = read_message(said, CHECKS, "model", "max_tokens", "messages")
+    def _create(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         model, adapter = self._front.generator(body["model"])
         job = Job("chat", asked_of(body), adapter)
         self._front.start(exchange, model, body, [job], MessageFormat(body["model"]))
 
     def count(self, exchange: Exchange) -> None:
-        self._front.with_document(exchange, self._count, self._refuse)
+        self._front.with_document(exchange, _counted, self._count, self._refuse)
 
-    def _count(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = read_message(said, COUNTED, "model", "messages")
+    def _count(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         model, _ = self._front.generator(body["model"])
         job, caller = Job("tokenize", asked_of(body)), caller_of(exchange, {})
         Call(self._front, exchange, model, [job], CountFormat(), caller, stream=False).begin()

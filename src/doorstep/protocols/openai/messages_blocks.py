@@ -113,13 +113,10 @@ def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_tools(value: Any, where: str) -> list[dict[str, Any]] | None:
-    if not isinstance(value, list) or len(value) > fields.MOST_TOOLS:
-        raise BadField(f"'{where}' must be a list of at most {fields.MOST_TOOLS} tools", where)
-    made = [_tool(tool, f"{where}[{i}]") for i, tool in enumerate(value)]
-    names = {tool["function"]["name"] for tool in made}
-    if len(names) < len(made):
+    made: list[dict[str, Any]] | None = _tools(value, where)
+    if made is not None and len({tool["function"]["name"] for tool in made}) < len(made):
         raise BadField(f"'{where}' has two of one name", where)
-    return made or None
+    return made
 
 
 def _tool(value: Any, where: str) -> dict[str, Any]:
@@ -131,6 +128,9 @@ def _tool(value: Any, where: str) -> dict[str, Any]:
     if value.get("input_schema") is None:
         raise BadField(f"'{where}.input_schema' is missing", f"{where}.input_schema")
     return fields.function_tool(value, where, "input_schema")
+
+
+_tools = fields.tool_list(_tool)
 
 
 def read_tool_choice(value: Any, where: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ makes embeddings, by the angle between vectors. Knows no engine."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,9 @@ class Rerank:
         self._embeddings = embeddings
 
     def rerank(self, exchange: Exchange) -> None:
-        self._front.with_document(exchange, self._rerank)
+        self._front.with_document(exchange, partial(fields.read, checks=CHECKS), self._rerank)
 
-    def _rerank(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = fields.read(said, CHECKS)
+    def _rerank(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         for name in ("model", "query", "documents"):
             if not body.get(name):
                 raise BadField(f"'{name}' is missing", name, "missing")

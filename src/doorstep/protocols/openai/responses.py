@@ -18,10 +18,10 @@ class Responses:
         self._front = front
 
     def create(self, exchange: Exchange) -> None:
-        self._front.with_document(exchange, self._create)
+        self._front.with_document(exchange, lambda said: (said, read_response(said)), self._create)
 
-    def _create(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = read_response(said)
+    def _create(self, read: tuple[Mapping[str, Any], Mapping[str, Any]], exchange: Exchange) -> None:
+        said, body = read
         model, adapter = self._front.generator(body["model"])
         most, context = body.get("max_output_tokens", 0), llm_of(model).llm.context_size
         if most > context:

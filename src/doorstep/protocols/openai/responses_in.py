@@ -105,12 +105,6 @@ def _text(item: Mapping[str, Any], field: str, where: str) -> str:
     return value
 
 
-def read_tools(value: Any, where: str) -> list[dict[str, Any]] | None:
-    if not isinstance(value, list) or len(value) > fields.MOST_TOOLS:
-        raise BadField(f"'{where}' must be a list of at most {fields.MOST_TOOLS} tools", where, "invalid_type")
-    return [_tool(tool, f"{where}[{i}]") for i, tool in enumerate(value)] or None
-
-
 def _tool(value: Any, where: str) -> dict[str, Any]:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind != "function":
@@ -176,7 +170,7 @@ CHECKS: Mapping[str, fields.Check] = {
     "input": read_input,
     "instructions": fields.text(),
     "max_output_tokens": fields.integer(1, fields.MOST_TOKENS),
-    "tools": read_tools,
+    "tools": fields.tool_list(_tool),
     "tool_choice": read_tool_choice,
     "parallel_tool_calls": fields.boolean,
     "text": read_text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from doorstep.backends.llm.job import Job, Operation
@@ -46,10 +47,9 @@ class Tokens:
         self._front = front
 
     def tokenize(self, exchange: Exchange) -> None:
-        self._front.with_document(exchange, self._tokenize)
+        self._front.with_document(exchange, partial(fields.read, checks=TOKENIZE), self._tokenize)
 
-    def _tokenize(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = fields.read(said, TOKENIZE)
+    def _tokenize(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         if ("prompt" in body) == ("messages" in body):
             raise BadField("either 'prompt' or 'messages' is needed", "prompt", "missing")
         model = self._model(body)
@@ -64,10 +64,9 @@ class Tokens:
         self._ask(exchange, model, "tokenize", asked, document)
 
     def detokenize(self, exchange: Exchange) -> None:
-        self._front.with_document(exchange, self._detokenize)
+        self._front.with_document(exchange, partial(fields.read, checks=DETOKENIZE), self._detokenize)
 
-    def _detokenize(self, said: Mapping[str, Any], exchange: Exchange) -> None:
-        body = fields.read(said, DETOKENIZE)
+    def _detokenize(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         if "tokens" not in body:
             raise BadField("'tokens' is missing", "tokens", "missing")
         self._ask(exchange, self._model(body), "detokenize", {"tokens": body["tokens"]}, lambda c: {"prompt": c.value})
