@@ -11,6 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from doorstep.backends.llm.job import Delta
+from doorstep.backends.llm.openai_chunks import split_calls
 from doorstep.backends.llm.tools import (
     CLOSE,
     OPEN,
@@ -286,6 +288,17 @@ def test_what_a_tools_schema_refers_to_in_itself_is_found_in_the_whole(tools: An
 def test_which_tools_must_be_called(choice: Any, names: list[str]) -> None:
     body = {"tools": TOOLS} | ({} if choice is None else {"tool_choice": choice})
     assert [tool["name"] for tool in forced_tools(body)] == names
+
+
+def test_what_a_piece_has_beside_its_text_is_told_once_however_it_is_split() -> None:
+    call = f'{OPEN}{{"name": "time"}}{CLOSE}'
+    logprobs = [{"token": "x", "logprob": -1.0}]
+    given = Delta(f"Now. {call}{call}", "Hm.", logprobs=logprobs, tokens=3)
+    pieces = list(split_calls(CallsInText(), given))
+    assert len(pieces) == 3
+    assert sum(piece.tokens for piece in pieces) == 3
+    assert [entry for piece in pieces for entry in piece.logprobs or ()] == logprobs
+    assert "".join(piece.reasoning for piece in pieces) == "Hm."
 
 
 @pytest.mark.parametrize("system", [False, True])

@@ -30,14 +30,13 @@ def usage_of(told: Mapping[str, Any], *, prefill_us: int = 0, decode_us: int = 0
 
 def split_calls(split: Split, delta: Delta) -> Iterator[Delta]:
     """A piece of text that may hold calls, as pieces of words and of calls."""
-    tokens = delta.tokens
     if isinstance(split, tools.CallStream):
-        yield Delta(reasoning=delta.reasoning, tool_calls=split.feed(delta.text), tokens=tokens)
+        yield Delta(reasoning=delta.reasoning, tool_calls=split.feed(delta.text), tokens=delta.tokens)
         return
-    pieces = list(split.feed(delta.text))
-    for words, calls in pieces or [("", [])]:
-        yield Delta(text=words, tool_calls=calls, tokens=tokens, logprobs=delta.logprobs)
-        tokens = 0
+    (words, calls), *rest = list(split.feed(delta.text)) or [("", [])]
+    yield Delta(words, delta.reasoning, calls, delta.logprobs, tokens=delta.tokens)
+    for words, calls in rest:
+        yield Delta(text=words, tool_calls=calls)
 
 
 def _tokens(said: Any, logprobs: Sequence[Any] | None) -> int:
