@@ -249,7 +249,8 @@ def test_a_prompt_that_does_not_fit_is_refused_in_openais_words(server: ServerPr
 
 def test_an_answer_ends_where_the_context_does(server: ServerProcess, framework: Framework) -> None:
     count = len(framework.tokenizer(PROMPTS[3])["input_ids"])
-    answer = ask(server, PROMPTS[3], ignore_eos=True, return_finish_reason=True, return_num_output_tokens=True).json()
+    more = {"ignore_eos": True, "return_finish_reason": True, "return_num_output_tokens": True, "max_tokens": 512}
+    answer = ask(server, PROMPTS[3], **more).json()
     assert (answer["finish_reason"], answer["num_output_tokens"]) == ("length", 512 - count)
 
 

@@ -359,7 +359,7 @@ def test_an_answer_that_nobody_wants_is_worked_on_no_more(engine: TransformersEn
         Job("complete", {"prompt": "The", "ignore_eos": True}), lambda: way == "aborted" and not wanted[0]
     )
     assert next(deltas).usage is not None
-    assert next(deltas).tokens == 1
+    assert next(deltas).tokens >= 1  # a character may take several
     assert engine.metrics().kv_usage > 0
     wanted[0] = False
     if way == "aborted":
