@@ -1,16 +1,25 @@
-"""How a body is read before a call begins: off the event loop where that takes long, and answered whatever happens."""
+"""Bodies that are long, and answers that are: off the event loop, and answered whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
+from doorstep.backends.llm.job import DELTA, Delta, Job, Usage
+from doorstep.protocols.openai.call import LONG_PIECE, Call
+from doorstep.protocols.openai.embeddings import TextToVector, ValueFormat, _ByInference, _document
 from doorstep.protocols.openai.errors import BadField
 from doorstep.protocols.openai.front import LONG_BYTES, Front
+from doorstep.protocols.openai.identity import caller_of
+from doorstep.request import InferenceRequest, InferenceResponse
+from doorstep.types import BYTES, FP32, Tensor, object_array
 from doorstep.wire.exchange import Exchange
 
 SIZES = pytest.mark.parametrize("size", [1, LONG_BYTES], ids=["short", "long"])
@@ -24,7 +33,8 @@ class Asked(Exchange):
         self.body = orjson.dumps({"text": "x" * size})
         self.on_disconnect = None
         self.started = self.ended = self.gone = False
-        self.status = 0
+        self.status, self.answer = 0, b""
+        self.received_ns = 0
         self.answered = asyncio.Event()
 
     @property
@@ -33,7 +43,7 @@ class Asked(Exchange):
 
     def respond(self, status: int, headers: Any, *body: Any) -> None:
         assert not self.status, "answered twice"
-        self.status = status
+        self.status, self.answer = status, b"".join(body)
         self.answered.set()
 
     def start(self, *_: Any) -> None: ...
@@ -108,3 +118,97 @@ def test_nothing_begins_for_a_client_that_left_while_its_body_was_read() -> None
 
     asyncio.run(ask())
     assert not begun
+
+
+# Answers
+
+MODEL: Any = SimpleNamespace(name="m")
+Outputs = Callable[[InferenceRequest], list[Tensor]]
+
+
+class Server:
+    """Answers a request as soon as the loop turns."""
+
+    tracer = None
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._outputs = outputs
+
+    def enqueue(self, request: InferenceRequest, model: Any) -> None:
+        response = InferenceResponse("m", "1", request.id, self._outputs(request))
+        asyncio.get_running_loop().call_soon(request.sender.send, response, True)
+
+    infer = enqueue
+
+
+def value(vectors: Any) -> Outputs:
+    piece = Delta(finish="stop", usage=Usage(prompt=7), value=vectors).to_json()
+    return lambda request: [Tensor(DELTA, BYTES, object_array([piece], (1,)))]
+
+
+def by_engine(front: Front, exchange: Exchange, document: Any) -> None:
+    format = ValueFormat(lambda choice: document(choice.value, choice.usage.prompt))
+    Call(front, exchange, MODEL, [Job("embed", {})], format, caller_of(exchange, {}), stream=False).begin()
+
+
+def by_inference(front: Front, exchange: Exchange, document: Any) -> None:
+    _ByInference(front, exchange, MODEL, TextToVector("text", "vector", 64), ["x"] * 64, document).begin()
+
+
+WAYS = pytest.mark.parametrize("begin", [by_engine, by_inference])
+
+
+def vectors_by(begin: Any, width: int, document: Any) -> Asked:
+    vectors = np.ones((64, width), np.float32)
+
+    def outputs(request: InferenceRequest) -> list[Tensor]:
+        return value(vectors)(request) if begin is by_engine else [Tensor("vector", FP32, vectors)]
+
+    async def ask() -> Asked:
+        exchange = Asked(1)
+        begin(Front(Server(outputs), None, ping_s=0), exchange, document)  # type: ignore[arg-type]
+        await asyncio.wait_for(exchange.answered.wait(), 10)
+        return exchange
+
+    return asyncio.run(ask())
+
+
+@WAYS
+@pytest.mark.parametrize(("width", "aside"), [(2, False), (LONG_PIECE // 64, True)])
+def test_many_vectors_are_written_in_a_thread(begin: Any, width: int, aside: bool) -> None:
+    threads = []
+
+    def document(vectors: Any, tokens: int) -> Any:
+        threads.append(threading.current_thread())
+        return _document({"model": "m"}, vectors, tokens)
+
+    answered = vectors_by(begin, width, document)
+    assert answered.status == 200
+    assert [len(one["embedding"]) for one in orjson.loads(answered.answer)["data"]] == [width] * 64
+    assert [thread is not threading.main_thread() for thread in threads] == [aside]
+
+
+@WAYS
+@pytest.mark.parametrize("width", [2, LONG_PIECE // 64])
+@pytest.mark.parametrize(("error", "status"), [(BadField("no"), 400), (ZeroDivisionError(), 500)])
+def test_vectors_that_cannot_be_written_are_an_error(begin: Any, width: int, error: Exception, status: int) -> None:
+    assert vectors_by(begin, width, raises(error)).status == status
+
+
+def test_vectors_for_a_client_that_left_while_they_were_written_go_nowhere() -> None:
+    async def ask() -> Asked:
+        exchange = Asked(1)
+        written = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def document(vectors: Any, tokens: int) -> Any:
+            loop.call_soon_threadsafe(exchange.on_disconnect)
+            loop.call_soon_threadsafe(loop.call_later, 0.05, written.set)
+            return {}
+
+        outputs = value(np.ones((64, LONG_PIECE // 64), np.float32))
+        by_engine(Front(Server(outputs), None, ping_s=0), exchange, document)  # type: ignore[arg-type]
+        await asyncio.wait_for(written.wait(), 10)
+        return exchange
+
+    assert not asyncio.run(ask()).status

@@ -5,29 +5,34 @@ Knows the server and its models; no engine."""
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import orjson
 
 from doorstep.backends.llm.job import Delta, Job
 from doorstep.backends.llm.settings import task_of
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal
 from doorstep.model import Model
+from doorstep.protocols.kserve.aside import ELEMENTS, aside
 from doorstep.protocols.openai import fields
 from doorstep.protocols.openai.answer import Choice
 from doorstep.protocols.openai.call import Call
 from doorstep.protocols.openai.completions import read_prompts
 from doorstep.protocols.openai.errors import BadField, error_object
-from doorstep.protocols.openai.front import Front, respond_error, respond_json
+from doorstep.protocols.openai.front import Front, respond_body, respond_error
 from doorstep.protocols.openai.identity import Caller, caller_of
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.scheduler.slots import SlotScheduler
 from doorstep.types import BYTES, Array, Tensor, object_array
 from doorstep.wire.exchange import Exchange
+
+logger = logging.getLogger("doorstep.openai")
 
 MOST_INPUTS = 2048
 
@@ -173,14 +178,29 @@ class _ByInference:
         self._found[request] = np.asarray(array, np.float32).reshape(-1 if self._how.batch else 1, array.shape[-1])
         if len(self._found) < len(self._requests):
             return
+        if sum(found.size for found in self._found.values()) > ELEMENTS:
+            aside(lambda done: self._answer(done.result), self._whole)
+        else:
+            self._answer(self._whole)
+
+    def _whole(self) -> bytes:
         vectors = [row for one in self._requests for row in self._found[one]]
+        return orjson.dumps(self._document(vectors, 0))
+
+    def _answer(self, whole: Callable[[], bytes]) -> None:
+        exchange = self._exchange
         try:
-            document = self._document(vectors, 0)
+            body = whole()
         except DoorstepError as error:
             self.fail(error)
             return
-        self._exchange = exchange.on_disconnect = None
-        respond_json(exchange, document)
+        except Exception as error:
+            logger.exception("vectors of '%s' cannot be written", self._model.name)
+            self.fail(Internal(f"the answer cannot be written: {type(error).__name__}"))
+            return
+        if exchange is not None:
+            self._exchange = exchange.on_disconnect = None
+            respond_body(exchange, body)
 
     def fail(self, error: DoorstepError) -> None:
         exchange = self._exchange

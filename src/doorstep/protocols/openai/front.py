@@ -162,7 +162,11 @@ def respond_error(
 
 
 def respond_json(exchange: Exchange, document: Any) -> None:
-    exchange.respond(200, [JSON_TYPE, *id_headers(exchange, id_of(exchange))], orjson.dumps(document))
+    respond_body(exchange, orjson.dumps(document))
+
+
+def respond_body(exchange: Exchange, body: bytes) -> None:
+    exchange.respond(200, [JSON_TYPE, *id_headers(exchange, id_of(exchange))], body)
 
 
 def fingerprint(model: Model) -> str:
