@@ -30,7 +30,6 @@ class LLMEngine(ABC):
     """One loaded model. `settings` are the model's, complete."""
 
     name: str  # the backend's, as in config.pbtxt
-    needs: str = ""  # what to install when its library is missing
 
     def __init__(self, settings: Settings, log: Callable[[str, str], None]) -> None:
         self.settings = settings

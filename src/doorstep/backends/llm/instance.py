@@ -120,10 +120,8 @@ class LLMInstance(ModelInstance):
                 text = engine.render(body) if "messages" in body else body["text"]
                 tokens = engine.tokenize(text)
                 return Delta(finish="stop", usage=Usage(prompt=len(tokens)), value=tokens)
-            case "detokenize":
-                return Delta(finish="stop", usage=Usage(), value=engine.detokenize(body["tokens"]))
             case _:
-                return Delta(finish="stop", usage=Usage(), value=engine.render(body))
+                return Delta(finish="stop", usage=Usage(), value=engine.detokenize(body["tokens"]))
 
 
 def _delta_tensor(delta: Delta) -> Tensor:

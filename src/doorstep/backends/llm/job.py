@@ -15,9 +15,9 @@ JOB = "doorstep.job"  # names of tensors; a config cannot have them, so validati
 DELTA = "doorstep.delta"
 COUNTS = "doorstep.counts"  # see counts.py
 
-Operation = Literal["chat", "complete", "embed", "rerank", "tokenize", "detokenize", "render"]
+Operation = Literal["chat", "complete", "embed", "rerank", "tokenize", "detokenize"]
 GENERATES = frozenset(("chat", "complete"))
-LIGHT = frozenset(("tokenize", "detokenize", "render"))  # need no slot of the engine
+LIGHT = frozenset(("tokenize", "detokenize"))  # need no slot of the engine
 
 
 @dataclass(slots=True)
@@ -25,8 +25,7 @@ class Job:
     """`body` has fields by OpenAI's names, whitelisted and in range (protocols/openai/fields.py).
 
     chat: `messages`, `tools`, `tool_choice` … · complete: `prompt`, a text or token ids · embed: `input`, a list of
-    texts or of token ids · rerank: `query`, `documents` · tokenize: `text`, or `messages` · detokenize: `tokens` ·
-    render: `messages`."""
+    texts or of token ids · rerank: `query`, `documents` · tokenize: `text`, or `messages` · detokenize: `tokens`."""
 
     operation: Operation
     body: dict[str, Any]

@@ -55,7 +55,6 @@ _FIELDS = {
 
 class LlamaCppEngine(LLMEngine):
     name = "llamacpp"
-    needs = "xllamacpp"
 
     def load(self) -> None:
         settings = self.settings

@@ -47,7 +47,6 @@ _GREEDY_BELOW = 1e-5  # a temperature
 
 class OpenVinoEngine(LLMEngine):
     name = "openvino"
-    needs = "openvino-genai"
 
     def load(self) -> None:
         s = self.settings

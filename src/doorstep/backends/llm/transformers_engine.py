@@ -52,7 +52,6 @@ _CLASSES = {
 
 class TransformersEngine(LLMEngine):
     name = "transformers"
-    needs = "transformers"
 
     def load(self) -> None:
         settings = self.settings

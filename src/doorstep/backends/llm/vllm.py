@@ -46,7 +46,6 @@ _KV = re.compile(rb"^vllm:kv_cache_usage_perc(?:\{[^\n]*\})? ([0-9.eE+-]+)", re.
 
 class VllmEngine(LLMEngine):
     name = "vllm"
-    needs = "vllm"
 
     def load(self) -> None:
         settings = self.settings
