@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -212,16 +212,26 @@ def test_a_log_file_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
         set_up_logging(replace(OPTIONS, log_file=str(tmp_path / "missing" / "log")))
 
 
-@pytest.mark.usefixtures("restored")
+ROTATED = """
+import logging, pathlib, signal, sys
+from doorstep.config.options import ServerOptions
+from doorstep.observability.logging import set_up_logging
+
+path = pathlib.Path(sys.argv[1])
+handler = set_up_logging(ServerOptions(model_repositories=(), log_file=str(path)))
+logging.getLogger("doorstep").info("before")
+assert handler.writer.flush(30)
+path.rename(path.with_suffix(".1"))
+signal.raise_signal(signal.SIGHUP)
+logging.getLogger("doorstep").info("after")
+assert handler.writer.flush(30)
+"""
+
+
 def test_sighup_goes_on_in_a_new_file(tmp_path: Path) -> None:
+    """In a process of its own: whatever else is loaded in this one may have its own mind about signals."""
     path = tmp_path / "log"
-    handler = set_up_logging(replace(OPTIONS, log_file=str(path)))
-    logging.getLogger("doorstep").info("before")
-    assert handler.writer.flush(30)
-    path.rename(tmp_path / "log.1")
-    signal.raise_signal(signal.SIGHUP)
-    logging.getLogger("doorstep").info("after")
-    assert handler.writer.flush(30)
+    subprocess.run([sys.executable, "-c", ROTATED, str(path)], check=True, timeout=60)
     assert (tmp_path / "log.1").read_text().splitlines()[-1].endswith("INFO before")
     (line,) = path.read_text().splitlines()
     assert line.endswith("INFO after")
