@@ -34,6 +34,7 @@ def caller_of(exchange: Exchange, body: Mapping[str, Any]) -> Caller:
     tenant = hashlib.blake2b(key, digest_size=12).hexdigest() if key else ""
     id = id_of(exchange)
     wanted = headers.get(LOAD_FORMAT, b"").strip().lower()
+    wanted = wanted if wanted in (b"text", b"json") else b""
     return Caller(id, tenant, body.get("priority", 0), _deadline(headers.get(TIMEOUT)), wanted)
 
 
