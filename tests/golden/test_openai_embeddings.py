@@ -267,3 +267,19 @@ def test_an_adapter_by_its_name_answers_for_itself(client: openai.OpenAI, smollm
     wanted = {"smol": plain, "pirate": changed, "smol:pirate": changed}
     for model in ("smol", "pirate", "smol", "smol:pirate", "smol", "smol", "pirate", "pirate"):
         assert ask(model) == wanted[model]
+
+
+def test_an_adapter_gets_nothing_that_the_model_kept_of_a_prompt_without_it(client: openai.OpenAI) -> None:
+    def cached(model: str, topic: str) -> int:
+        content = f"Tell me about the history of {topic}. " * 20
+        found = client.chat.completions.create(
+            model=model, max_tokens=1, messages=[{"role": "user", "content": content}]
+        )
+        assert found.usage is not None
+        assert found.usage.prompt_tokens_details is not None
+        return found.usage.prompt_tokens_details.cached_tokens or 0
+
+    # The slots forget the first prompt of each, and the memory beside them may keep it.
+    for model in ("smol", "pirate"):
+        for topic in ("Rome", "glass", "tea"):
+            assert cached(model, topic) < 64

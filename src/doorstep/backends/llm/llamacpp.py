@@ -99,7 +99,8 @@ class LlamaCppEngine(LLMEngine):
         p.fit_params = False
         p.cpuparams.n_threads = p.cpuparams_batch.n_threads = s.thread_count
         p.n_batch = p.n_ubatch = s.prompt_batch
-        p.cache_ram_mib = s.prompt_cache_mb
+        # What it keeps of a prompt does not say with which adapter it was worked off.
+        p.cache_ram_mib = 0 if s.adapters else s.prompt_cache_mb
         p.n_gpu_layers = s.gpu_layers if s.gpu_layers >= 0 else 9999
         p.cache_type_k = p.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{s.cache_type.upper()}")
         p.use_jinja = True
