@@ -291,6 +291,17 @@ def test_errors_are_in_vllm_backends_words(
         (json.dumps({"n_discard": -1}), "unknown sampling parameter 'n_discard'"),
         (json.dumps({"stop": [1]}), "'stop'"),
         (json.dumps({"stop": ["a"] * 17}), "'stop'"),
+        (json.dumps({"stop": [""]}), "'stop' cannot be ['']: 16 texts of 1 to 256 characters at most"),
+        (json.dumps({"stop": "a" * 257}), "'stop'"),
+        (json.dumps({"max_tokens": 2**32 + 1}), "'max_tokens' cannot be 4294967297: it is 0 to 10000000"),
+        (json.dumps({"logprobs": 21}), "'logprobs'"),
+        (json.dumps({"top_k": 2**40}), "'top_k'"),
+        (json.dumps({"top_k": "9" * 5000}), "'top_k' cannot be '999"),
+        (json.dumps({"temperature": -1}), "'temperature'"),
+        (json.dumps({"top_p": 1.5}), "'top_p'"),
+        (json.dumps({"repetition_penalty": 0}), "'repetition_penalty'"),
+        (json.dumps({"presence_penalty": 3}), "'presence_penalty'"),
+        (json.dumps({"min_tokens": 3}), "backend 'llamacpp' cannot do 'min_tokens'"),
     ],
 )
 def test_bad_sampling_parameters_are_named(server: LLMServer, sampling: str, text: str) -> None:

@@ -126,6 +126,8 @@ class LlamaCppEngine(LLMEngine):
     # Generation
 
     def stream(self, job: Job, aborted: Aborted, send: Send) -> None:
+        if job.body.get("min_tokens"):
+            raise InvalidArgument("backend 'llamacpp' cannot do 'min_tokens'")
         body = {theirs: job.body[ours] for ours, theirs in _FIELDS.items() if job.body.get(ours) is not None}
         body |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True, "n": 1}
         if self._adapters:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -17,6 +17,7 @@ from doorstep.errors import InvalidArgument
 from doorstep.request import InferenceRequest
 from doorstep.types import BY_CONFIG_NAME, BYTES, FP32, UINT32, Tensor, object_array
 
+N = TypeVar("N", int, float)
 # name → datatype, dims
 INPUTS = {
     "text_input": ("TYPE_STRING", [1], False),
@@ -48,9 +49,25 @@ _TASKS = {
     "rerank": (RERANK_INPUTS, RERANK_OUTPUTS),
 }
 DEFAULT_MAX_TOKENS = 16  # vLLM's
-# What sampling parameters may say; vLLM has more, which mean nothing to other engines.
-_INTEGERS = ("max_tokens", "top_k", "seed", "logprobs", "min_tokens")
-_NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+# What sampling parameters may say, and in which range: engines are native code that was written to trust its caller.
+# vLLM has more of them, which mean nothing to other engines.
+_INTEGERS = {
+    "max_tokens": (0, 10_000_000),
+    "top_k": (-1, 1_000_000),
+    "seed": (-1, 2**53),
+    "logprobs": (0, 20),
+    "min_tokens": (0, 10_000_000),
+}
+_NUMBERS = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 10),
+}
+_MOST_STOPS = 16
+_LONGEST_STOP = 256
 _FLAGS = ("ignore_eos",)
 PASSED_OVER = frozenset(
     ("n", "best_of", "stream", "skip_special_tokens", "include_stop_str_in_output", "detokenize", "priority")
@@ -171,28 +188,39 @@ def _parameter(name: str, value: Any) -> Any:
     """One sampling parameter, which clients also send as text."""
     try:
         if name in _INTEGERS:
-            number = int(value)
-            if number < (-1 if name in ("top_k", "seed") else 0) or abs(number) > 2**53:
-                raise ValueError
-            return number
+            return _within(int(value), *_INTEGERS[name])
         if name in _NUMBERS:
-            real = float(value)
-            if not math.isfinite(real) or not -100 <= real <= 100:
-                raise ValueError
-            return real
+            return _within(float(value), *_NUMBERS[name])
         if name in _FLAGS:
             return value if isinstance(value, bool) else str(value).lower() == "true"
         if name == "stop":
             stops = [value] if isinstance(value, str) else list(value)
-            if len(stops) > 16 or not all(isinstance(stop, str) for stop in stops):
+            if len(stops) > _MOST_STOPS or not all(_is_stop(stop) for stop in stops):
                 raise ValueError
             return stops
         if name == "lora_name":
             return str(value)
-    except (TypeError, ValueError):
-        raise InvalidArgument(f"sampling parameter '{name}' cannot be {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArgument(f"sampling parameter '{name}' cannot be {value!r:.100}{_range_of(name)}") from None
     known = ", ".join((*_NUMBERS, *_INTEGERS, *_FLAGS, "stop", "lora_name"))
-    raise InvalidArgument(f"unknown sampling parameter '{name}'; there are: {known}")
+    raise InvalidArgument(f"unknown sampling parameter '{name[:100]}'; there are: {known}")
+
+
+def _within(number: N, least: float, most: float) -> N:
+    if not least <= number <= most:  # NaN is within nothing
+        raise ValueError
+    return number
+
+
+def _is_stop(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_STOP
+
+
+def _range_of(name: str) -> str:
+    if name == "stop":
+        return f": {_MOST_STOPS} texts of 1 to {_LONGEST_STOP} characters at most"
+    least, most = _INTEGERS.get(name) or _NUMBERS.get(name) or (None, None)
+    return "" if least is None else f": it is {least} to {most}"
 
 
 def _flag(inputs: Mapping[str, Tensor], name: str) -> bool:
