@@ -442,6 +442,25 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
+    ("path", "much"),
+    [
+        ("/chat/completions", {"messages": CAPITAL, "metadata": "x" * (6 << 20)}),
+        ("/completions", {"prompt": ["a", "b"], "user": "x" * (6 << 20)}),
+        ("/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "metadata": "x" * (6 << 20)}),
+        ("/messages/count_tokens", {"messages": [{"role": "user", "content": "x" * (6 << 20)}]}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "x" * (6 << 20)}]}),
+    ],
+)
+def test_a_body_that_is_larger_than_any_that_fits_is_not_kept_waiting(
+    server: LLMServer, path: str, much: dict[str, Any]
+) -> None:
+    path = path if path == "/tokenize" else f"/v1{path}"
+    found = requests.post(server.url(path), json={"model": "tiny", **much}, timeout=PATIENCE_S)
+    assert found.status_code == 400
+    assert "the body has 62" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
     ("field", "value", "code"),
     [
         ("n_discard", -1, "unknown_parameter"),  # CVE-2026-21869

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from doorstep.server import InferenceServer
 
 LONG_BYTES = 16 * 1024  # of a body: reading a longer one may take the event loop milliseconds, or seconds
+MOST_BESIDE_BYTES = 5 << 20  # of a body: tools, schemas, a text to be counted, and what is passed over
 LONGEST_TOKEN_BYTES = 256  # no vocabulary has longer ones: a prompt of more bytes than so many each cannot fit
 _PROMPTS = {"generate": "chat and completions", "embed": "/v1/embeddings", "rerank": "/v1/rerank"}
 
@@ -104,6 +105,7 @@ class Front:
             size = _size_of(job)
             if size > context * LONGEST_TOKEN_BYTES:
                 raise too_long(context, size // LONGEST_TOKEN_BYTES)
+        check_size(exchange, model, len(body["prompt"]) if "prompt" in body else 1)
         Call(self, exchange, model, jobs, format, caller_of(exchange, body), stream=body.get("stream", False)).begin()
 
     def resolve(self, name: str) -> tuple[Model, str]:
@@ -145,6 +147,17 @@ class Front:
             return (b"endpoint-load-metrics", b"JSON " + orjson.dumps({"named_metrics": named}))
         text = ", ".join(f"named_metrics.{name}={value}" for name, value in named.items())
         return (b"endpoint-load-metrics", b"TEXT " + text.encode())
+
+
+def check_size(exchange: Exchange, model: Model, prompts: int = 1) -> None:
+    """Requests that wait are kept as they came. Raises BadField for one that has more than any prompt, or prompts, that
+    fit, and all there may be beside."""
+    most = prompts * llm_of(model).llm.context_size * LONGEST_TOKEN_BYTES + MOST_BESIDE_BYTES
+    if len(exchange.body) > most:
+        why = (
+            f"the body has {len(exchange.body)} bytes; one that fits into the model's context has {most} at most"
+        )
+        raise BadField(why, None, "request_too_large")
 
 
 def respond_error(

@@ -11,7 +11,7 @@ from doorstep.protocols.openai import fields
 from doorstep.protocols.openai import messages_blocks as blocks
 from doorstep.protocols.openai.call import Call
 from doorstep.protocols.openai.errors import BadField, anthropic_body
-from doorstep.protocols.openai.front import Front, respond_error
+from doorstep.protocols.openai.front import Front, check_size, respond_error
 from doorstep.protocols.openai.identity import caller_of
 from doorstep.protocols.openai.messages_format import CountFormat, MessageFormat
 from doorstep.wire.exchange import Exchange
@@ -100,5 +100,6 @@ class Messages:
 
     def _count(self, body: Mapping[str, Any], exchange: Exchange) -> None:
         model, _ = self._front.generator(body["model"])
+        check_size(exchange, model)
         job, caller = Job("tokenize", asked_of(body)), caller_of(exchange, {})
         Call(self._front, exchange, model, [job], CountFormat(), caller, stream=False).begin()

@@ -13,7 +13,7 @@ from doorstep.protocols.openai.answer import Choice
 from doorstep.protocols.openai.call import Call, llm_of
 from doorstep.protocols.openai.embeddings import ValueFormat
 from doorstep.protocols.openai.errors import BadField
-from doorstep.protocols.openai.front import Front
+from doorstep.protocols.openai.front import Front, check_size
 from doorstep.protocols.openai.identity import caller_of
 from doorstep.protocols.openai.messages_in import read_messages
 from doorstep.wire.exchange import Exchange
@@ -82,6 +82,7 @@ class Tokens:
         self, exchange: Exchange, model: Model, operation: Operation, body: dict[str, Any],
         document: Callable[[Choice], Any],
     ) -> None:  # fmt: skip
+        check_size(exchange, model)
         Call(
             self._front, exchange, model, [Job(operation, body)], ValueFormat(document), caller_of(exchange, {}),
             stream=False,
