@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -363,3 +365,10 @@ def test_a_deprecated_option_that_asks_for_what_is_so_anyway_is_not_turned_aroun
     assert parse("--strict-model-config=true").notes == (
         "--strict-model-config is deprecated; write --disable-auto-complete-config",
     )
+
+
+def test_the_limits_that_documents_name_are_there() -> None:
+    documents = Path(__file__).parents[2].glob("docs/*.md")
+    named = {name for text in documents for name in re.findall(r"--([a-z0-9-]+-(?:secs|bytes))\b", text.read_text())}
+    assert len(named) > 5
+    assert named <= set(BY_NAME)

@@ -2,7 +2,7 @@
 
 Several answers (`n`, several prompts) are several jobs, each with a slot of its own. The status is decided by the first
 piece; what fails later says so in the stream. A client that leaves cancels all jobs; one that does not read is waited
-for, up to a limit of bytes and of time. Touched only from the event loop.
+for, up to a limit of bytes (and, by the wire, of time). Touched only from the event loop.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ class Call:
         self._choices = [Choice() for _ in jobs]
         self._open = set(range(len(jobs)))  # those whose last piece has not come
         self._behind = 0  # bytes sent since the client ceased to read
-        self._stalled_at = 0.0
         self._wrote = False  # since the last look
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -140,8 +139,6 @@ class Call:
         if exchange.write(data):
             return
         self._behind += len(data)
-        if not self._stalled_at:
-            self._stalled_at = time.monotonic()
         for request in self._requests:
             request.stalled = True
         if self._behind > self._front.limits.stream_bytes:
@@ -225,21 +222,15 @@ class Call:
 
     def _drained(self) -> None:
         self._behind = 0
-        self._stalled_at = 0.0
         for request in self._requests:
             request.room()
 
     def _look(self) -> None:
-        """Every so often: says that somebody is there, where nothing else was said; gives up who never reads."""
-        exchange = self._exchange
-        if exchange is None:
+        """Every so often: says that somebody is there, where nothing else was said."""
+        if self._exchange is None:
             return
         self._timer = asyncio.get_running_loop().call_later(self._front.ping_s, self._look)
-        if self._stalled_at:
-            waited_s = time.monotonic() - self._stalled_at
-            if waited_s > self._front.limits.idle_timeout_s:
-                self._give_up(f"its client has read nothing for {waited_s:.0f} s")
-        elif not self._wrote:
+        if not self._wrote and not self._behind:
             self._send(self._format.ping)
         self._wrote = False
 

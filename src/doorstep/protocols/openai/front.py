@@ -154,9 +154,7 @@ def check_size(exchange: Exchange, model: Model, prompts: int = 1) -> None:
     fit, and all there may be beside."""
     most = prompts * llm_of(model).llm.context_size * LONGEST_TOKEN_BYTES + MOST_BESIDE_BYTES
     if len(exchange.body) > most:
-        why = (
-            f"the body has {len(exchange.body)} bytes; one that fits into the model's context has {most} at most"
-        )
+        why = f"the body has {len(exchange.body)} bytes; one that fits into the model's context has {most} at most"
         raise BadField(why, None, "request_too_large")
 
 
