@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from doorstep.backends.llm.job import DELTA, Delta, Job, Usage
+from doorstep.errors import NotFound
 from doorstep.protocols.openai.call import LONG_PIECE, Call
 from doorstep.protocols.openai.embeddings import TextToVector, ValueFormat, _ByInference, _document
 from doorstep.protocols.openai.errors import BadField
@@ -118,6 +119,26 @@ def test_nothing_begins_for_a_client_that_left_while_its_body_was_read() -> None
 
     asyncio.run(ask())
     assert not begun
+
+
+# Models
+
+
+def test_an_adapter_is_the_newest_versions() -> None:
+    def version(number: int, adapters: str) -> Any:
+        return SimpleNamespace(name="m", version=number, config=SimpleNamespace(parameters={"adapters": adapters}))
+
+    class Repository:
+        def model(self, name: str) -> Any:
+            raise NotFound(name)
+
+        def models(self) -> list[Any]:
+            return [version(1, "old=a,pirate=b"), version(2, "pirate=b")]
+
+    front = Front(Repository(), None, ping_s=0)  # type: ignore[arg-type]
+    for name, number, adapter in (("pirate", 2, "pirate"), ("m:pirate", 2, "pirate"), ("old", 1, "old")):
+        model, found = front.resolve(name)
+        assert (model.version, found) == (number, adapter)
 
 
 # Answers

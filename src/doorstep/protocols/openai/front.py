@@ -117,7 +117,7 @@ class Front:
             if error.code is not ErrorCode.NOT_FOUND:
                 raise
         base, _, adapter = name.rpartition(":")
-        for model in self.server.models():
+        for model in reversed(self.server.models()):  # the newest version first
             adapters = adapter_names(model.config.parameters)
             if name in adapters:
                 return model, name
