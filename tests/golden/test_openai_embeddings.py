@@ -283,3 +283,20 @@ def test_an_adapter_gets_nothing_that_the_model_kept_of_a_prompt_without_it(clie
     for model in ("smol", "pirate"):
         for topic in ("Rome", "glass", "tea"):
             assert cached(model, topic) < 64
+
+
+def test_vectors_are_whole_and_in_order_however_many_are_asked_for(client: openai.OpenAI) -> None:
+    texts = [f"Text number {i}." for i in range(40)]
+    found = client.embeddings.create(model="embed", input=texts)
+    assert [entry.index for entry in found.data] == list(range(40))
+    for i in (0, 15, 16, 39):
+        (alone,) = client.embeddings.create(model="embed", input=texts[i]).data
+        assert cosine(alone.embedding, found.data[i].embedding) > 0.999
+    assert found.usage.prompt_tokens >= 40 * 4
+
+
+def test_who_leaves_does_not_keep_the_engine(server: LLMServer, client: openai.OpenAI) -> None:
+    texts = ["word " * 200 + str(i) for i in range(1000)]  # minutes of work
+    with pytest.raises(requests.Timeout):
+        requests.post(server.url("/v1/embeddings"), json={"model": "embed", "input": texts}, timeout=1)
+    assert client.embeddings.create(model="embed", input="next").data

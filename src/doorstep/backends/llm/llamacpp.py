@@ -11,9 +11,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -33,8 +33,10 @@ from doorstep.backends.llm.tool_plan import Split, plan_tools
 from doorstep.backends.llm.upstream import Upstream, socket_folder
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument, Unavailable
 
+T = TypeVar("T")
 _POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large").match
+_AT_ONCE = 16  # texts to make vectors of, or documents to rank
 _HTTP_THREADS_BESIDE = 4  # for what needs no slot
 # Ours → llama.cpp's, where they differ. Nothing else of a client's body gets there.
 _FIELDS = {
@@ -183,16 +185,29 @@ class LlamaCppEngine(LLMEngine):
     def embed(self, job: Job, aborted: Aborted) -> Delta:
         if self.settings.task != "embed":
             return super().embed(job, aborted)
-        said = self.upstream.ask("POST", "/v1/embeddings", {"input": job.body["input"]})
-        vectors = [row["embedding"] for row in sorted(said["data"], key=lambda row: row["index"])]
-        return Delta(finish="stop", usage=Usage(prompt=said["usage"]["prompt_tokens"]), value=vectors)
+        vectors: list[Any] = []
+        usage = Usage()
+        for inputs in _some_at_a_time(job.body["input"]):
+            said = self.upstream.ask_while_wanted("/v1/embeddings", {"input": inputs}, aborted)
+            if said is None:
+                break
+            vectors += [row["embedding"] for row in sorted(said["data"], key=lambda row: row["index"])]
+            usage.prompt += said["usage"]["prompt_tokens"]
+        return Delta(finish="stop", usage=usage, value=vectors)
 
     def rerank(self, job: Job, aborted: Aborted) -> Delta:
         if self.settings.task != "rerank":
             return super().rerank(job, aborted)
-        said = self.upstream.ask("POST", "/v1/rerank", {"query": job.body["query"], "documents": job.body["documents"]})
-        scores = [row["relevance_score"] for row in sorted(said["results"], key=lambda row: row["index"])]
-        return Delta(finish="stop", usage=Usage(prompt=said.get("usage", {}).get("prompt_tokens", 0)), value=scores)
+        scores: list[float] = []
+        usage = Usage()
+        for documents in _some_at_a_time(job.body["documents"]):
+            asked = {"query": job.body["query"], "documents": documents}
+            said = self.upstream.ask_while_wanted("/v1/rerank", asked, aborted)
+            if said is None:
+                break
+            scores += [row["relevance_score"] for row in sorted(said["results"], key=lambda row: row["index"])]
+            usage.prompt += said.get("usage", {}).get("prompt_tokens", 0)
+        return Delta(finish="stop", usage=usage, value=scores)
 
     def tokenize(self, text: str) -> list[int]:
         said = self.upstream.ask("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})
@@ -226,6 +241,11 @@ class LlamaCppEngine(LLMEngine):
         if code == 503:
             return Unavailable(message)
         return BackendError(f"llama.cpp: {message}")
+
+
+def _some_at_a_time(inputs: Sequence[T]) -> Iterator[Sequence[T]]:
+    """What llama.cpp has begun it does not give up, whoever leaves."""
+    return (inputs[i : i + _AT_ONCE] for i in range(0, len(inputs), _AT_ONCE))
 
 
 def _constrain(asked: Mapping[str, Any], body: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from doorstep.errors import BackendError, DoorstepError
 
 POLL_S = 0.05  # how often a silent engine's caller is asked whether it still waits
 LONGEST_EVENT = 64 << 20
+LONGEST_ANSWER = 1 << 30  # thousands of vectors, in decimal
 _ASK_TIMEOUT_S = 600.0
 _PREFIX = "doorstep-"
 _LONGEST_FOLDER = 50  # a socket's path has 107 bytes at most, of which our names take up to 50
@@ -75,8 +77,28 @@ class Upstream:
         finally:
             connection.close()
 
+    def ask_while_wanted(self, path: str, body: Any, aborted: Callable[[], bool]) -> Any:
+        """As `ask`, of a POST; None once `aborted()`: the engine, whose connection is closed, gives the work up."""
+        answer = _Answer(LONGEST_ANSWER)
+        with closing(self._post(path, body, aborted, answer)) as pieces:
+            for _ in pieces:
+                pass
+        return self._said(answer) if answer.complete else None
+
     def events(self, path: str, body: Any, aborted: Callable[[], bool]) -> Iterator[bytes]:
         """The data of each event, `[DONE]` left out; ends early once `aborted()`. Closing it closes the connection."""
+        answer = _Answer(LONGEST_EVENT)
+        with closing(self._post(path, body, aborted, answer)) as pieces:
+            for _ in pieces:
+                for event in answer.events() if answer.status == 200 else ():
+                    if aborted():
+                        return
+                    yield event
+        if answer.complete and answer.status != 200:
+            self._said(answer)
+
+    def _post(self, path: str, body: Any, aborted: Callable[[], bool], answer: _Answer) -> Generator[None, None, None]:
+        """Turns up after each piece of the answer; ends early once `aborted()`."""
         data = orjson.dumps(body)
         head = (
             f"POST {path} HTTP/1.1\r\nHost: engine\r\nAuthorization: Bearer {self._key}\r\n"
@@ -87,7 +109,6 @@ class Upstream:
         except OSError as error:
             raise BackendError(f"the engine does not answer: {error}") from None
         with sock:
-            answer = _Answer()
             try:
                 sock.sendall(head.encode() + data)
                 sock.settimeout(POLL_S)
@@ -101,19 +122,18 @@ class Upstream:
                     if not received:
                         raise BackendError("the engine broke off its answer")
                     answer.feed(received)
-                    if answer.status == 200:
-                        for event in answer.events():
-                            if aborted():
-                                return
-                            yield event
+                    yield
             except OSError as error:
                 raise BackendError(f"the engine broke off its answer: {error}") from None
-            if answer.status != 200:
-                try:
-                    said = orjson.loads(bytes(answer.rest))
-                except orjson.JSONDecodeError:
-                    said = bytes(answer.rest).decode("utf-8", "replace")
-                raise self._error_of(answer.status, said)
+
+    def _said(self, answer: _Answer) -> Any:
+        try:
+            said = orjson.loads(bytes(answer.rest))
+        except orjson.JSONDecodeError:
+            said = bytes(answer.rest).decode("utf-8", "replace")
+        if answer.status != 200:
+            raise self._error_of(answer.status, said)
+        return said
 
     def wait_until_up(self, path: str, alive: Callable[[], bool], timeout_s: float) -> None:
         """Until `GET path` is answered 200. Raises BackendError when `alive()` is not, or after `timeout_s`."""
@@ -145,7 +165,8 @@ class Upstream:
 class _Answer:
     """An HTTP answer as it arrives: its status, and the events of its body."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int) -> None:
+        self._longest = longest  # bytes, of an event, or of the whole
         self.status = 0
         self.complete = False
         self.rest = bytearray()
@@ -164,8 +185,8 @@ class _Answer:
 
     def on_body(self, data: bytes) -> None:
         self.rest += data
-        if len(self.rest) > LONGEST_EVENT:
-            raise BackendError(f"the engine's answer has an event of over {LONGEST_EVENT} bytes")
+        if len(self.rest) > self._longest:
+            raise BackendError(f"the engine's answer has over {self._longest} bytes in one piece")
 
     def on_message_complete(self) -> None:
         self.complete = True

@@ -208,7 +208,9 @@ class VllmEngine(LLMEngine):
         body = {"model": job.adapter or self.settings.model, "input": job.body["input"], "encoding_format": "float"}
         if job.body.get("dimensions") is not None:
             body["dimensions"] = job.body["dimensions"]
-        said = self.upstream.ask("POST", "/v1/embeddings", body)
+        said = self.upstream.ask_while_wanted("/v1/embeddings", body, aborted)
+        if said is None:
+            return Delta(finish="stop", value=[])
         vectors = [row["embedding"] for row in sorted(said["data"], key=lambda row: row["index"])]
         return Delta(finish="stop", usage=usage_of(said.get("usage") or {}), value=vectors)
 
@@ -216,7 +218,9 @@ class VllmEngine(LLMEngine):
         if self.settings.task != "rerank":
             return super().rerank(job, aborted)
         body = {"model": job.adapter or self.settings.model, **{key: job.body[key] for key in ("query", "documents")}}
-        said = self.upstream.ask("POST", "/v1/rerank", body)
+        said = self.upstream.ask_while_wanted("/v1/rerank", body, aborted)
+        if said is None:
+            return Delta(finish="stop", value=[])
         scores = [row["relevance_score"] for row in sorted(said["results"], key=lambda row: row["index"])]
         return Delta(finish="stop", usage=usage_of(said.get("usage") or {}), value=scores)
 
