@@ -91,6 +91,7 @@ class LLMEngine(ABC):
         return f'it is loaded for "{self.settings.task}" (its config may say {fix})'
 
 
+LONGEST_TOKEN_BYTES = 256  # no vocabulary has longer ones: a prompt of more bytes than so many each cannot fit
 CONTEXT_LENGTH = "This model's maximum context length is"  # OpenAI's words, which clients look for
 
 

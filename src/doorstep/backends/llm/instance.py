@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from doorstep.backends.base import ModelInstance
 from doorstep.backends.llm.counts import counts_tensor
-from doorstep.backends.llm.engine import LLMEngine
+from doorstep.backends.llm.engine import LONGEST_TOKEN_BYTES, LLMEngine, too_long
 from doorstep.backends.llm.job import DELTA, GENERATES, JOB, Delta, Job, Usage
 from doorstep.backends.llm.tensors import Generation, embed_job, rerank_job, value_outputs
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument
@@ -70,7 +70,11 @@ class LLMInstance(ModelInstance):
         generation = Generation(request)
         request.inputs = {}
         job = generation.job()
-        adapters = list(self._engine.settings.adapters)
+        settings = self._engine.settings
+        size = len(job.body["prompt"])
+        if size > settings.context_size * LONGEST_TOKEN_BYTES:
+            raise too_long(settings.context_size, size // LONGEST_TOKEN_BYTES)
+        adapters = list(settings.adapters)
         if job.adapter and not adapters:
             raise InvalidArgument("LoRA feature is not enabled.")
         if job.adapter and job.adapter not in adapters:

@@ -15,7 +15,7 @@ from doorstep.protocols.openai.schema import check_schema
 
 
 def stream_options(value: Any, where: str) -> dict[str, bool]:
-    allowed = ("include_usage", "include_obfuscation", "continuous_usage_stats")
+    allowed = ("include_usage", "include_obfuscation")
     if not isinstance(value, dict) or not all(k in allowed and type(v) is bool for k, v in value.items()):
         raise BadField(f"'{where}' may have {', '.join(allowed)}, true or false", where, "invalid_value")
     return value

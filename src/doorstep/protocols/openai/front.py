@@ -11,7 +11,7 @@ from zlib import crc32
 
 import orjson
 
-from doorstep.backends.llm.engine import too_long
+from doorstep.backends.llm.engine import LONGEST_TOKEN_BYTES, too_long
 from doorstep.backends.llm.job import Job
 from doorstep.backends.llm.settings import adapter_names, task_of
 from doorstep.errors import DoorstepError, ErrorCode, Unavailable
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 LONG_BYTES = 16 * 1024  # of a body: reading a longer one may take the event loop milliseconds, or seconds
 MOST_BESIDE_BYTES = 5 << 20  # of a body: tools, schemas, a text to be counted, and what is passed over
-LONGEST_TOKEN_BYTES = 256  # no vocabulary has longer ones: a prompt of more bytes than so many each cannot fit
 _PROMPTS = {"generate": "chat and completions", "embed": "/v1/embeddings", "rerank": "/v1/rerank"}
 
 B = TypeVar("B")  # a body as it was read
