@@ -16,6 +16,7 @@ from test_spans import SPAN_ID, TRACE_ID, TRACEPARENT, Collector
 
 pytestmark = pytest.mark.xdist_group("llm")
 
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 HELLO = [{"role": "user", "content": "Say hello."}]
 
 
@@ -72,7 +73,7 @@ def test_how_requests_end_is_counted(server: LLMServer) -> None:
     before = {reason: counted(server, "finished_requests_total", reason=reason) for reason in reasons}
     client.chat.completions.create(model="smol", messages=HELLO, max_tokens=2)
     client.chat.completions.create(model="smol", messages=HELLO, stop=["e", "o", "H", "l"], max_tokens=50)
-    tool = {"type": "function", "function": {"name": "greet", "parameters": {"type": "object", "properties": {}}}}
+    tool = {"type": "function", "function": {"name": "greet", "parameters": NOTHING}}
     client.chat.completions.create(
         model="smol",
         messages=HELLO,

@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,9 +21,12 @@ from doorstep import __version__, proto
 from doorstep.cache.local import LocalCache
 from doorstep.errors import FailureReason
 from doorstep.latencies import Latencies
+from doorstep.llm_stats import LLMStatistics
+from doorstep.observability.llm_metrics import LLMReading, llm_families
 from doorstep.observability.machine_metrics import CpuAndMemory, LoopLag
 from doorstep.observability.metrics import MetricsEndpoint, Snapshot, render
 from doorstep.repository.base import IndexEntry
+from doorstep.scheduler.slots import SlotScheduler
 from doorstep.stats import ModelStatistics
 from doorstep.wire.context import ListenerContext
 from doorstep.wire.router import Router
@@ -331,5 +336,19 @@ def test_the_documentation_lists_every_metric_and_no_other() -> None:
     uncached = FakeModel("bert")
     uncached.stats.latencies = Latencies((0.5,), ())
     text = exposition(model, uncached, cache=lambda: cache)
+    text += language_models()
     emitted = set(re.findall(r"^# TYPE ((?:nv|doorstep)_\w+)", text, re.MULTILINE))
     assert documented == emitted
+
+
+def language_models() -> str:
+    llm = LLMStatistics(4, 4096)
+    scheduler = SimpleNamespace(llm=llm, queued_count=0, adapters_running=list, adapters_waiting=list)
+    reading = LLMReading(cast(SlotScheduler, scheduler), {"model": "chat", "version": "1"}, 0)
+    encode, _ = choose_encoder("")
+    return str(encode(cast(CollectorRegistry, SimpleNamespace(collect=lambda: llm_families([reading])))), "utf-8")
+
+
+def test_the_names_that_routers_scrape_are_documented() -> None:
+    documented = set(re.findall(r"`(vllm:\w+)`", (ROOT / "docs" / "observability.md").read_text()))
+    assert documented == set(re.findall(r"^# TYPE (vllm:\w+)", language_models(), re.MULTILINE))
