@@ -16,6 +16,7 @@ from doorstep.backends.llm.job import DELTA, JOB, Delta, Job, Usage
 from doorstep.errors import BackendError, DoorstepError, ErrorCode, QueueRejected
 from doorstep.llm_stats import LLMStatistics
 from doorstep.request import LATER, Batch, InferenceRequest, InferenceResponse
+from doorstep.scheduler import slots
 from doorstep.scheduler.affinity import BLOCK_BYTES
 from doorstep.scheduler.queue import Priorities, QueuePolicy
 from doorstep.scheduler.slots import MOST_RETRY_S, SlotScheduler
@@ -260,6 +261,24 @@ def test_a_full_queue_refuses_and_says_so(make: Make) -> None:
     assert bench.rejected == {"queue_full": 1}
     assert bench.scheduler.queue_limit == 1
     assert bench.scheduler.inflight_count == 3
+
+
+def test_prompts_that_wait_are_bounded_together_and_one_alone_is_not(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make()
+    bench.ask("runs", prompt="x" * 100)
+    size = len(bench.engines[0].running["runs"][0].inputs[JOB].array[0])
+    monkeypatch.setattr(slots, "MOST_WAITING_BYTES", size)
+    bench.ask("waits", prompt="x" * 1000)  # one alone is let in, whatever its size
+    with pytest.raises(QueueRejected, match="Exceeds maximum queue size"):
+        bench.ask("refused", prompt="x")
+    assert bench.rejected == {"queue_full": 1}
+    bench.cancel("waits")
+    bench.ask("a", prompt="x" * 100)
+    bench.engines[0].finish("runs")
+    bench.ask("b", prompt="x" * 100)  # `a` runs: it keeps nobody out
+    assert bench.scheduler.queued_count == 1
 
 
 def test_a_stopping_scheduler_takes_nothing_and_finishes_what_it_has(make: Make) -> None:

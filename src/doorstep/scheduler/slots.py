@@ -30,6 +30,7 @@ from doorstep.workers.base import Worker
 
 DEFAULT_QUEUE_SIZE = 128  # where the config says nothing: language models are slow, and a client rather hears no
 MOST_RETRY_S = 60
+MOST_WAITING_BYTES = 64 << 20  # of prompts
 MOST_LIGHT = 256  # requests that need no slot, and wait
 LIGHT_PER_WORKER = 4  # of them at once
 
@@ -71,6 +72,8 @@ class SlotScheduler:
         self._used: dict[Worker, int] = dict.fromkeys(workers, 0)  # slots
         self._light: deque[InferenceRequest] = deque()  # need no slot, only an idle worker
         self._light_running = 0
+        self._waiting: dict[InferenceRequest, int] = {}  # and how many bytes each keeps
+        self._waiting_bytes = 0
         self._running: dict[InferenceRequest, tuple[Worker, int]] = {}  # and how many slots it has: 1, or 0
         self._progress: dict[InferenceRequest, Progress] = {}
         self._affinity = Affinity()
@@ -118,6 +121,10 @@ class SlotScheduler:
             self.llm.reject("stopping")
             raise QueueRejected(STOPPING)
         request.queued_ns = self._clock()
+        size = len(_beginning(request))
+        if self._waiting and self._waiting_bytes + size > MOST_WAITING_BYTES:
+            self.llm.reject("queue_full")
+            raise queue_full(request)
         if not request.rows:
             if len(self._light) >= MOST_LIGHT:
                 self.llm.reject("queue_full")
@@ -131,6 +138,8 @@ class SlotScheduler:
                 raise
             if expires_ns:
                 self._alarm.set(expires_ns)
+        self._waiting[request] = size
+        self._waiting_bytes += size
         request.on_cancel = self._on_cancel
         self._pump()
 
@@ -190,6 +199,7 @@ class SlotScheduler:
         return chosen
 
     def _run(self, request: InferenceRequest, worker: Worker, slots: int) -> None:
+        self._waits_no_more(request)
         self._used[worker] += slots
         self._light_running += not slots
         self._running[request] = (worker, slots)
@@ -282,6 +292,7 @@ class SlotScheduler:
     # Ends other than an answer from the engine
 
     def _cancel(self, request: InferenceRequest) -> None:
+        self._waits_no_more(request)
         if not self._queue.remove(request) and request in self._light:
             self._light.remove(request)
         progress = self._progress.get(request)
@@ -296,7 +307,11 @@ class SlotScheduler:
         for request in over:
             self._expire(request)
 
+    def _waits_no_more(self, request: InferenceRequest) -> None:
+        self._waiting_bytes -= self._waiting.pop(request, 0)
+
     def _expire(self, request: InferenceRequest) -> None:
+        self._waits_no_more(request)
         self.llm.reject("timeout")
         self._runner.end_early(request, QueueRejected(TIMEOUT_EXPIRED))
 
