@@ -21,8 +21,8 @@ genai = pytest.importorskip("openvino_genai")
 
 from doorstep.backends.llm.engine import CONTEXT_LENGTH  # noqa: E402
 from doorstep.backends.llm.job import Delta, Job  # noqa: E402
-from doorstep.backends.llm.openvino import OpenVinoEngine  # noqa: E402
-from doorstep.backends.llm.openvino_schemas import SchemaCheck, small_model  # noqa: E402
+from doorstep.backends.llm.openvino.engine import OpenVinoEngine  # noqa: E402
+from doorstep.backends.llm.openvino.schemas import SchemaCheck, small_model  # noqa: E402
 from doorstep.backends.llm.settings import read_settings  # noqa: E402
 from doorstep.errors import BackendError, InvalidArgument, Unsupported  # noqa: E402
 from doorstep.testing.server import ServerProcess  # noqa: E402
@@ -184,7 +184,7 @@ def test_characters_of_several_tokens_arrive_whole(engine, framework):
         """The pipeline, were its model to say just this."""
 
         def submit(self, stream: Any) -> None:
-            from doorstep.backends.llm.openvino_pipeline import Tokens
+            from doorstep.backends.llm.openvino.pipeline import Tokens
 
             for token in answer_of_tokens:
                 stream.answers.put(Tokens([token], [0.0]))

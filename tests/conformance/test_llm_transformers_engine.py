@@ -20,11 +20,11 @@ import torch
 import transformers
 from transformers.generation import logits_process as theirs
 
-from doorstep.backends.llm.hf_sampling import narrow
-from doorstep.backends.llm.hf_wishes import Wishes
+from doorstep.backends.llm.hf.engine import TransformersEngine
+from doorstep.backends.llm.hf.sampling import narrow
+from doorstep.backends.llm.hf.wishes import Wishes
 from doorstep.backends.llm.job import Delta, Job
 from doorstep.backends.llm.settings import Adapter, Settings
-from doorstep.backends.llm.transformers_engine import TransformersEngine
 from doorstep.errors import BackendError, InvalidArgument
 
 sys.path.insert(0, str(Path(__file__).parent))

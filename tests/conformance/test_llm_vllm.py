@@ -26,8 +26,8 @@ from tritonclient.utils import InferenceServerException
 from doorstep.backends.llm.engine import CONTEXT_LENGTH
 from doorstep.backends.llm.job import Delta, Job, Usage
 from doorstep.backends.llm.settings import read_settings
-from doorstep.backends.llm.vllm import VllmEngine
-from doorstep.backends.llm.vllm_args import survey
+from doorstep.backends.llm.vllm.args import survey
+from doorstep.backends.llm.vllm.engine import VllmEngine
 from doorstep.errors import BackendError, InvalidArgument, NotFound, Unavailable, Unsupported
 from doorstep.testing.server import ServerProcess
 

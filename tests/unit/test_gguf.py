@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from doorstep.backends.llm.gguf import GgufHead, read_head
+from doorstep.backends.llm.llamacpp.gguf import GgufHead, read_head
 from doorstep.errors import BackendError
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from doorstep.backends.llm.hf_folder import read_folder
+from doorstep.backends.llm.hf.folder import read_folder
 from doorstep.errors import BackendError
 
 CONFIG: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}

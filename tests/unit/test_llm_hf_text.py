@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from doorstep.backends.llm.hf_text import Answer, Detokeniser, TokenNames
-from doorstep.backends.llm.hf_wishes import Wishes, stops_of, wishes_of
+from doorstep.backends.llm.hf.text import Answer, Detokeniser, TokenNames
+from doorstep.backends.llm.hf.wishes import Wishes, stops_of, wishes_of
 from doorstep.errors import InvalidArgument
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

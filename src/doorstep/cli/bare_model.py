@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from doorstep.backends.llm.gguf import MAGIC, read_head
+from doorstep.backends.llm.llamacpp.gguf import MAGIC, read_head
 from doorstep.config.complete import ARTEFACTS
 from doorstep.errors import BackendError, Problem
 from doorstep.repository.layout import mistaken

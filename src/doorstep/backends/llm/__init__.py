@@ -1,6 +1,6 @@
 """Language models: one backend per engine, all behind `LLMEngine`. Knows no protocol and no queue.
 
-Adding an engine is a file with an LLMEngine, and a row in engines.py and in `backends/table.py`.
+Adding an engine is a file, or a folder, with an LLMEngine, and a row in engines.py and in `backends/table.py`.
 """
 
 from __future__ import annotations

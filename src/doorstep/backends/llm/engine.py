@@ -1,4 +1,4 @@
-"""What an LLM engine offers: one class to write, one row in `ENGINES` (backends/llm/__init__.py). Knows no protocol.
+"""What an LLM engine offers: one class to write, one row in `ENGINES` (backends/llm/engines.py). Knows no protocol.
 
 An engine lives in the worker process of its model. Its methods block; the instance calls `generate` and the others
 from a thread per request, at most `slots` of `generate`, `embed` and `rerank` at once. Whatever they raise as a

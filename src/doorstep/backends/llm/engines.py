@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from doorstep.backends.llm import openvino_files, vllm_args
-from doorstep.backends.llm.gguf import read_head
-from doorstep.backends.llm.hf_folder import read_folder
+from doorstep.backends.llm.hf.folder import read_folder
+from doorstep.backends.llm.llamacpp.gguf import read_head
+from doorstep.backends.llm.openvino.files import survey as openvino_survey
+from doorstep.backends.llm.vllm.args import survey as vllm_survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,22 @@ def _folder(path: Path) -> Facts:
 
 
 def _vllm(path: Path) -> Facts:
-    found = vllm_args.survey(path)
+    found = vllm_survey(path)
     return Facts(task=found.task, said=found.said)
 
 
 def _openvino(path: Path) -> Facts:
-    return Facts(openvino_files.survey(path).context_length)
+    return Facts(openvino_survey(path).context_length)
 
 
 _HERE = "doorstep.backends.llm"
 ENGINES: dict[str, EngineRow] = {
-    "llamacpp": EngineRow(f"{_HERE}.llamacpp", "LlamaCppEngine", "xllamacpp", "model.gguf", _gguf),
+    "llamacpp": EngineRow(f"{_HERE}.llamacpp.engine", "LlamaCppEngine", "xllamacpp", "model.gguf", _gguf),
     "transformers": EngineRow(
-        f"{_HERE}.transformers_engine", "TransformersEngine", "doorstep[transformers]", "config.json", _folder
+        f"{_HERE}.hf.engine", "TransformersEngine", "doorstep[transformers]", "config.json", _folder
     ),
-    "vllm": EngineRow(f"{_HERE}.vllm", "VllmEngine", "doorstep[vllm]", "model.json", _vllm),
-    "openvino": EngineRow(f"{_HERE}.openvino", "OpenVinoEngine", "doorstep[openvino]", "openvino_model.xml", _openvino),
+    "vllm": EngineRow(f"{_HERE}.vllm.engine", "VllmEngine", "doorstep[vllm]", "model.json", _vllm),
+    "openvino": EngineRow(
+        f"{_HERE}.openvino.engine", "OpenVinoEngine", "doorstep[openvino]", "openvino_model.xml", _openvino
+    ),
 }

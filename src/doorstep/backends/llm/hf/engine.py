@@ -29,14 +29,14 @@ import transformers
 
 from doorstep.backends.llm import tools
 from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, too_long
-from doorstep.backends.llm.hf_batching import Batching
-from doorstep.backends.llm.hf_chat import ChatTemplate, Split
-from doorstep.backends.llm.hf_folder import read_folder
-from doorstep.backends.llm.hf_grammar import Grammars
-from doorstep.backends.llm.hf_sampling import Chosen, Sampler
-from doorstep.backends.llm.hf_text import Answer, TokenNames
-from doorstep.backends.llm.hf_vectors import Vectors
-from doorstep.backends.llm.hf_wishes import stops_of, wishes_of
+from doorstep.backends.llm.hf.batching import Batching
+from doorstep.backends.llm.hf.chat import ChatTemplate, Split
+from doorstep.backends.llm.hf.folder import read_folder
+from doorstep.backends.llm.hf.grammar import Grammars
+from doorstep.backends.llm.hf.sampling import Chosen, Sampler
+from doorstep.backends.llm.hf.text import Answer, TokenNames
+from doorstep.backends.llm.hf.vectors import Vectors
+from doorstep.backends.llm.hf.wishes import stops_of, wishes_of
 from doorstep.backends.llm.job import Delta, Job, Usage
 from doorstep.backends.llm.openai_chunks import split_calls
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument

@@ -17,12 +17,12 @@ import openvino_genai as genai
 
 from doorstep.backends.llm import tools
 from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, too_long
-from doorstep.backends.llm.hf_text import Answer
+from doorstep.backends.llm.hf.text import Answer
 from doorstep.backends.llm.job import Delta, Job, Usage
 from doorstep.backends.llm.openai_chunks import split_calls
-from doorstep.backends.llm.openvino_files import find_model, survey
-from doorstep.backends.llm.openvino_pipeline import Pipeline, Stream, last_line
-from doorstep.backends.llm.openvino_schemas import SchemaCheck
+from doorstep.backends.llm.openvino.files import find_model, survey
+from doorstep.backends.llm.openvino.pipeline import Pipeline, Stream, last_line
+from doorstep.backends.llm.openvino.schemas import SchemaCheck
 from doorstep.backends.llm.tool_plan import Split, ToolPlan, plan_tools
 from doorstep.backends.llm.upstream import POLL_S
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument

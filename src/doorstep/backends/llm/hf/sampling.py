@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 
-from doorstep.backends.llm.hf_grammar import Grammar
-from doorstep.backends.llm.hf_wishes import Wishes
+from doorstep.backends.llm.hf.grammar import Grammar
+from doorstep.backends.llm.hf.wishes import Wishes
 from doorstep.errors import BackendError, DoorstepError
 
 GREEDY_BELOW = 1e-5  # a temperature

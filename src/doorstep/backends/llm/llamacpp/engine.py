@@ -25,10 +25,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import xllamacpp
 
 from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, Send, too_long
-from doorstep.backends.llm.gguf import read_head
 from doorstep.backends.llm.job import Delta, Job, Usage
-from doorstep.backends.llm.json_grammar import is_plain, json_grammar
-from doorstep.backends.llm.llamacpp_answer import Answer
+from doorstep.backends.llm.llamacpp.answer import Answer
+from doorstep.backends.llm.llamacpp.gguf import read_head
+from doorstep.backends.llm.llamacpp.json_grammar import is_plain, json_grammar
 from doorstep.backends.llm.tool_plan import Split, plan_tools
 from doorstep.backends.llm.upstream import Upstream, socket_folder
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument, Unavailable

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from doorstep.backends.llm.gguf import read_head
+from doorstep.backends.llm.llamacpp.gguf import read_head
 from doorstep.errors import BackendError
 
 FILENAME = "openvino_model.xml"  # as optimum-intel writes it

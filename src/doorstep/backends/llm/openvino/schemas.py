@@ -19,7 +19,7 @@ import openvino
 import openvino_genai as genai
 import orjson
 
-from doorstep.backends.llm.openvino_pipeline import last_line
+from doorstep.backends.llm.openvino.pipeline import last_line
 from doorstep.errors import InvalidArgument
 
 _REMEMBERED = 256  # of what was tried and was well

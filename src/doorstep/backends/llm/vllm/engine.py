@@ -18,13 +18,13 @@ from typing import Any
 import orjson
 
 from doorstep.backends.llm import tools
-from doorstep.backends.llm.child_program import ChildProgram, find_program
 from doorstep.backends.llm.engine import CONTEXT_LENGTH, Aborted, EngineMetrics, LLMEngine, too_long
 from doorstep.backends.llm.job import Delta, Job, Usage
 from doorstep.backends.llm.openai_chunks import delta_of, split_calls, usage_of
 from doorstep.backends.llm.tool_plan import Split, plan_tools
 from doorstep.backends.llm.upstream import Upstream, socket_folder
-from doorstep.backends.llm.vllm_args import command_line, read_engine_args
+from doorstep.backends.llm.vllm.args import command_line, read_engine_args
+from doorstep.backends.llm.vllm.child_program import ChildProgram, find_program
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument, NotFound, Unavailable, Unsupported
 
 _HEALTH_TIMEOUT_S = 5.0

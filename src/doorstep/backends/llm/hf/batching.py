@@ -18,7 +18,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProce
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 
-from doorstep.backends.llm.hf_sampling import BatchSampler, Sampler
+from doorstep.backends.llm.hf.sampling import BatchSampler, Sampler
 from doorstep.backends.llm.settings import Settings
 from doorstep.errors import BackendError, DoorstepError
 
