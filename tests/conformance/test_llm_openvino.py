@@ -53,7 +53,8 @@ def folder_of(model: Path, directory: Path) -> Path:
 
 
 def engine_of(directory: Path, **parameters: str) -> OpenVinoEngine:
-    given = {"context_size": str(CONTEXT), "threads": "1", **parameters}
+    # Prompts are worked off in one piece, as the framework does by itself: cut, sums are rounded in other places.
+    given = {"context_size": str(CONTEXT), "threads": "1", "batch_tokens": "256", **parameters}
     path = directory / "openvino_model.xml"
     return OpenVinoEngine(read_settings("m", given, path, directory), lambda level, line: None)
 
