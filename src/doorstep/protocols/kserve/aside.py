@@ -29,6 +29,28 @@ def is_long_response(outputs: Iterable[Tensor], *, binary: bool) -> bool:
     return False
 
 
-def aside(then: Callable[[asyncio.Future[Any]], None], function: Callable[..., Any], *arguments: Any) -> None:
-    """Runs `function` in a thread, and `then` with the finished future on the loop."""
-    asyncio.get_running_loop().run_in_executor(None, function, *arguments).add_done_callback(then)
+class Outcome:
+    """What came of a function that ran aside; `result` is to be asked once.
+
+    A future would keep its error, whose traceback keeps the frame that asks, which keeps the future: all that was read
+    of a body that is none would stay until the garbage collector comes by."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future: asyncio.Future[Any] | None = future
+
+    def result(self) -> Any:
+        """What it gave. Raises what it raised."""
+        future, self._future = self._future, None
+        assert future is not None
+        try:
+            return future.result()
+        finally:
+            del future
+
+
+def aside(then: Callable[[Outcome], None], function: Callable[..., Any], *arguments: Any) -> None:
+    """Runs `function` in a thread, and `then` with what came of it on the loop."""
+    work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    work.add_done_callback(lambda future: then(Outcome(future)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING
 from doorstep.client_memory import Loan, LongRead
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
-from doorstep.protocols.kserve.aside import aside, is_long_request, is_long_response
+from doorstep.protocols.kserve.aside import Outcome, aside, is_long_request, is_long_response
 from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.grpc_decode import decode_infer, parse_request
-from doorstep.protocols.kserve.grpc_encode import Buffers, encode_infer
+from doorstep.protocols.kserve.grpc_encode import encode_infer
 from doorstep.protocols.kserve.grpc_templates import GrpcTemplates, MessageTemplate
 from doorstep.protocols.kserve.single import Early, gather
-from doorstep.protocols.kserve.wanted import ALL_BINARY, Wanted
+from doorstep.protocols.kserve.wanted import ALL_BINARY
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.trace import GRPC
 from doorstep.wire.request_id import HEADER as REQUEST_ID
@@ -81,7 +80,7 @@ class CallSender:
                 loan.end()
         call.respond(message)
 
-    def _encoded(self, call: UnaryCall, response: InferenceResponse, done: asyncio.Future[Buffers]) -> None:
+    def _encoded(self, call: UnaryCall, response: InferenceResponse, done: Outcome) -> None:
         """A long response has been written in a thread."""
         if self.loan is not None:
             self.loan.end()
@@ -166,9 +165,7 @@ class ModelInfer:
         if isinstance(body, bytes) and (loan is None or not loan.used):
             self._templates.learn(body, message, request, sender.wanted)
 
-    def _decoded(
-        self, call: UnaryCall, request: InferenceRequest, sender: CallSender, done: asyncio.Future[tuple[Wanted, bool]]
-    ) -> None:
+    def _decoded(self, call: UnaryCall, request: InferenceRequest, sender: CallSender, done: Outcome) -> None:
         """A long message has been read in a thread."""
         try:
             sender.wanted, _ = done.result()

@@ -6,13 +6,12 @@ client that leaves cancels its request, and one that reads too slowly for what i
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from doorstep.errors import DoorstepError, Internal
-from doorstep.protocols.kserve.aside import TEXT_BYTES, aside
+from doorstep.protocols.kserve.aside import TEXT_BYTES, Outcome, aside
 from doorstep.protocols.kserve.errors import HTTP_STATUS, respond_error
 from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.generate_decode import decode_generate
@@ -181,7 +180,7 @@ class GenerateEndpoint:
             self._forwarding.apply(request, exchange.headers)
         self._server.infer(request)
 
-    def _decoded(self, exchange: Exchange, request: InferenceRequest, done: asyncio.Future[None]) -> None:
+    def _decoded(self, exchange: Exchange, request: InferenceRequest, done: Outcome) -> None:
         """A long body has been read in a thread."""
         try:
             done.result()

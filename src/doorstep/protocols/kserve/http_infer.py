@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from doorstep.client_memory import Loan, LongRead
 from doorstep.config.model import ModelConfig
 from doorstep.errors import DoorstepError, Internal, Unsupported
-from doorstep.protocols.kserve.aside import aside, is_long_request, is_long_response
+from doorstep.protocols.kserve.aside import Outcome, aside, is_long_request, is_long_response
 from doorstep.protocols.kserve.errors import respond_error
 from doorstep.protocols.kserve.forwarding import HeaderForwarding
 from doorstep.protocols.kserve.http_decode import decode_infer, header_length
 from doorstep.protocols.kserve.http_encode import encode_infer
 from doorstep.protocols.kserve.http_templates import HttpTemplates
 from doorstep.protocols.kserve.single import Early, gather
-from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON, Wanted
+from doorstep.protocols.kserve.wanted import ALL_BINARY, ALL_JSON
 from doorstep.request import InferenceRequest, InferenceResponse
 from doorstep.trace import HTTP
 from doorstep.wire.answers import JSON, fail
@@ -79,7 +79,7 @@ class HttpSender:
                 self.loan.end()
         self.respond(exchange, text, buffers)
 
-    def _encoded(self, exchange: Exchange, response: InferenceResponse, done: asyncio.Future[Any]) -> None:
+    def _encoded(self, exchange: Exchange, response: InferenceResponse, done: Outcome) -> None:
         """A long response has been written in a thread."""
         if self.loan is not None:
             self.loan.end()
@@ -203,9 +203,7 @@ class InferEndpoint:
         except DoorstepError as error:
             self._refuse(exchange, error)
 
-    def _decoded(
-        self, exchange: Exchange, request: InferenceRequest, sender: HttpSender, done: asyncio.Future[Wanted]
-    ) -> None:
+    def _decoded(self, exchange: Exchange, request: InferenceRequest, sender: HttpSender, done: Outcome) -> None:
         """A long request has been read in a thread."""
         try:
             sender.wanted = done.result()

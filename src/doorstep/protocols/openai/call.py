@@ -19,7 +19,7 @@ import orjson
 from doorstep.backends.llm.job import JOB, LIGHT, Delta, Job
 from doorstep.errors import DoorstepError, Internal
 from doorstep.model import Model
-from doorstep.protocols.kserve.aside import aside
+from doorstep.protocols.kserve.aside import Outcome, aside
 from doorstep.protocols.openai.answer import Choice, Format
 from doorstep.protocols.openai.errors import BadField, Deadline, status_of
 from doorstep.protocols.openai.identity import Caller, id_headers
@@ -165,16 +165,16 @@ class Call:
         self._choices[0].add(Delta.from_json(piece), keep=True)
         return orjson.dumps(self._format.document(self._choices))
 
-    def _was_written(self, done: asyncio.Future[bytes]) -> None:
-        error = done.exception()
-        if self._exchange is None:
-            return
-        if error is None:
-            self._respond(done.result())
-        elif isinstance(error, DoorstepError):
+    def _was_written(self, done: Outcome) -> None:
+        try:
+            body = done.result()
+        except DoorstepError as error:
             self._fail(error)
-        else:
+        except Exception as error:
             self.broken(error)
+        else:
+            if self._exchange is not None:
+                self._respond(body)
 
     def _respond(self, body: bytes) -> None:
         exchange = self._exchange
