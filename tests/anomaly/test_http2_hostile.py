@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
