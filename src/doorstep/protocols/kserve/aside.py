@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from doorstep.config.model import ModelConfig
@@ -30,27 +31,43 @@ def is_long_response(outputs: Iterable[Tensor], *, binary: bool) -> bool:
 
 
 class Outcome:
-    """What came of a function that ran aside; `result` is to be asked once.
+    """A call that runs aside, and what came of it; `result` is to be asked once.
 
-    A future would keep its error, whose traceback keeps the frame that asks, which keeps the future: all that was read
-    of a body that is none would stay until the garbage collector comes by."""
+    Futures, and those that asyncio makes of them, hold each other until the garbage collector comes by, and with an
+    error all that its frames hold: a million numbers of a body that was none. So they are given nothing to hold."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_call", "_error", "_value")
 
-    def __init__(self, future: asyncio.Future[Any]) -> None:
-        self._future: asyncio.Future[Any] | None = future
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call: Callable[[], Any] | None = call
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """In the thread."""
+        call, self._call = self._call, None
+        assert call is not None
+        try:
+            self._value = call()
+        except BaseException as error:
+            self._error = error
 
     def result(self) -> Any:
         """What it gave. Raises what it raised."""
-        future, self._future = self._future, None
-        assert future is not None
+        if self._call is not None:  # the loop ends, and it never ran
+            raise asyncio.CancelledError
+        value, self._value = self._value, None
+        error, self._error = self._error, None
         try:
-            return future.result()
+            if error is not None:
+                raise error
+            return value
         finally:
-            del future
+            del error
 
 
 def aside(then: Callable[[Outcome], None], function: Callable[..., Any], *arguments: Any) -> None:
     """Runs `function` in a thread, and `then` with what came of it on the loop."""
-    work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
-    work.add_done_callback(lambda future: then(Outcome(future)))
+    outcome = Outcome(partial(function, *arguments))
+    work = asyncio.get_running_loop().run_in_executor(None, outcome.run)
+    work.add_done_callback(lambda _: then(outcome))
