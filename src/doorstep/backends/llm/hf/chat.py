@@ -11,9 +11,8 @@ import jinja2.meta
 import orjson
 
 from doorstep.backends.llm import tools
+from doorstep.backends.llm.tool_plan import Split, plan_tools
 from doorstep.errors import InvalidArgument
-
-Split = tools.CallStream | tools.CallsInText
 
 
 class ChatTemplate:
@@ -34,22 +33,15 @@ class ChatTemplate:
 
     def prompt(self, asked: Mapping[str, Any]) -> tuple[str, Split | None, dict[str, Any] | None]:
         """The prompt, what finds calls in the answer, and the JSON schema that a forced call must obey."""
-        messages = [_plain(message) for message in asked["messages"]]
-        functions = (
-            [tool["function"] for tool in asked.get("tools") or ()] if asked.get("tool_choice") != "none" else []
-        )
-        if forced := tools.forced_tools(asked):
-            schema = tools.call_schema(forced, parallel=bool(asked.get("parallel_tool_calls")))
-            messages = tools.with_tools_in_words(messages, forced, forced=True)
-            return self._render(messages, asked), tools.CallStream(), schema
-        if functions and self.knows_tools:
-            given = [{"type": "function", "function": function} for function in functions]
-            return self._render([_with_objects(m) for m in messages], asked, given), tools.CallsInText(), None
-        if functions:
-            messages = tools.with_tools_in_words(messages, functions, forced=False)
-            return self._render(messages, asked), tools.CallsInText(), None
-        messages = [_with_objects(m) for m in messages] if self.knows_tools else tools.calls_in_words(messages)
-        return self._render(messages, asked), None, None
+        told = {**asked, "messages": [_plain(message) for message in asked["messages"]]}
+        plan = plan_tools(told, knows_tools=self.knows_tools)
+        # A forced call has its history in words, by the plan; otherwise a template that knows tools writes it.
+        in_words = plan.schema is not None or not self.knows_tools
+        messages = plan.messages if in_words else [_with_objects(message) for message in plan.messages]
+        given = [{"type": "function", "function": function} for function in plan.functions] or None
+        # The template's own way ends in text as well, so the calls are found there.
+        split = plan.split or (tools.CallsInText() if given else None)
+        return self._render(messages, asked, given), split, plan.schema
 
     def _render(
         self, messages: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], given: Sequence[Any] | None = None

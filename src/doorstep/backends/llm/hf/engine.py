@@ -30,7 +30,7 @@ import transformers
 from doorstep.backends.llm import tools
 from doorstep.backends.llm.engine import Aborted, EngineMetrics, LLMEngine, too_long
 from doorstep.backends.llm.hf.batching import Batching
-from doorstep.backends.llm.hf.chat import ChatTemplate, Split
+from doorstep.backends.llm.hf.chat import ChatTemplate
 from doorstep.backends.llm.hf.folder import read_folder
 from doorstep.backends.llm.hf.grammar import Grammars
 from doorstep.backends.llm.hf.sampling import Chosen, Sampler
@@ -39,6 +39,7 @@ from doorstep.backends.llm.hf.vectors import Vectors
 from doorstep.backends.llm.hf.wishes import stops_of, wishes_of
 from doorstep.backends.llm.job import Delta, Job, Usage
 from doorstep.backends.llm.openai_chunks import split_calls
+from doorstep.backends.llm.tool_plan import Split
 from doorstep.errors import BackendError, DoorstepError, InvalidArgument
 
 _POLL_S = 0.05  # how often a request that waits for a token is asked whether it still wants one
